@@ -1,0 +1,402 @@
+"""One call, from either side: what every protocol has to be able to do, and the rules that all of them share."""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from connectrpc.deadline import NO_DEADLINE, Deadline
+from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.request import Peer, ServerResponse, ServerStream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from multidict import CIMultiDict
+
+    from connectrpc._core.http import HeaderView, HTTPRequest, RequestHead, Response, ResponseHead
+    from connectrpc.codec import Codec
+    from connectrpc.compression import Compression
+    from connectrpc.headers import HeaderInput
+    from connectrpc.method import Method
+
+__all__ = [
+    "ClientSettings",
+    "ServerCall",
+    "ServerMethod",
+    "ServerSettings",
+    "StreamClient",
+    "StreamClientCall",
+    "UnaryClient",
+    "exactly_one",
+    "messages_of",
+]
+
+T = TypeVar("T")
+
+
+class ServerSettings:
+    """What is the same for all calls of one service."""
+
+    __slots__ = (
+        "compress_min_bytes",
+        "compressions",
+        "max_timeout_ms",
+        "read_max_bytes",
+        "require_connect_protocol_header",
+    )
+
+    def __init__(
+        self,
+        *,
+        compressions: Mapping[str, Compression],
+        compress_min_bytes: int,
+        read_max_bytes: int | None,
+        max_timeout_ms: int | None,
+        require_connect_protocol_header: bool,
+    ) -> None:
+        self.compressions = compressions
+        self.compress_min_bytes = compress_min_bytes
+        self.read_max_bytes = read_max_bytes
+        self.max_timeout_ms = max_timeout_ms
+        self.require_connect_protocol_header = require_connect_protocol_header
+
+    def deadline(self, timeout_ms: int | None) -> Deadline:
+        """The deadline of a call whose client gave it ``timeout_ms``."""
+        limit = self.max_timeout_ms
+        if limit is not None and (timeout_ms is None or timeout_ms > limit):
+            timeout_ms = limit
+        return NO_DEADLINE if timeout_ms is None else Deadline(timeout_ms)
+
+    def find_compression(self, name: str | None) -> Compression | None:
+        """The compression that a request declares, None for none.
+
+        Raises:
+            ConnectError: ``unimplemented``, with what there is.
+        """
+        if name is None or name == "identity":
+            return None
+        compression = self.compressions.get(name.lower())
+        if compression is None and name.lower() != "identity":
+            have = ", ".join((*self.compressions, "identity"))
+            raise ConnectError(ConnectErrorCode.UNIMPLEMENTED, f"unknown compression {name!r}: supported are {have}")
+        return compression
+
+
+class ServerMethod(abc.ABC):
+    """One method in one media type: everything about its calls that is known when the app is built."""
+
+    __slots__ = ("codec", "method", "settings")
+
+    media_types: tuple[str, ...]
+    """The media types that name this protocol and codec."""
+
+    def __init__(self, method: Method[Any, Any], codec: Codec, settings: ServerSettings) -> None:
+        self.method = method
+        self.codec = codec
+        self.settings = settings
+
+    @abc.abstractmethod
+    def call(self, head: RequestHead) -> ServerCall:
+        """A call that came in. ``ServerCall.open`` tells whether it can go on."""
+
+
+class ServerCall(abc.ABC):
+    """One call on a server.
+
+    The order of events: ``open``; the request, through ``receive``, through ``take`` and ``taken``, or, where it is a
+    stream, through ``feed`` and ``feed_end``; then the answer. An answer of one message is made by ``answer``, and any
+    failure before the answer has begun by ``fail``. A streamed answer is ``start``, any number of ``send``, and
+    ``finish``.
+    """
+
+    __slots__ = ("_headers", "deadline", "head", "method")
+
+    protocol: str
+    """What ``Peer.protocol`` says."""
+
+    def __init__(self, method: Method[Any, Any], head: RequestHead) -> None:
+        self.method = method
+        self.head = head
+        self.deadline = NO_DEADLINE
+        self._headers: CIMultiDict[str] | None = None
+
+    def request_headers(self) -> CIMultiDict[str]:
+        """All headers of the request."""
+        if self._headers is None:
+            self._headers = self.head.read_headers()
+        return self._headers
+
+    def peer(self) -> Peer:
+        """Who calls."""
+        return Peer(self.head.peer_address(), self.protocol)
+
+    @abc.abstractmethod
+    def open(self) -> None:
+        """Read what the head says about the call.
+
+        Raises:
+            ConnectError: the call cannot go on; ``fail`` with it.
+        """
+
+    # The request, where it is one message.
+
+    @abc.abstractmethod
+    def receive(self, body: bytes) -> Any:
+        """The message in a whole body.
+
+        Raises:
+            ConnectError: there is not exactly one, or it cannot be read.
+        """
+
+    @abc.abstractmethod
+    def take(self, chunk: bytes) -> None:
+        """Take a part of the body.
+
+        Raises:
+            ConnectError: what came so far cannot become a message; no more is to be read.
+        """
+
+    @abc.abstractmethod
+    def taken(self) -> Any:
+        """The message, once the body has ended.
+
+        Raises:
+            ConnectError: as ``receive``.
+        """
+
+    @abc.abstractmethod
+    def whole_body_limit(self) -> int | None:
+        """The longest body that may be read at once for ``receive``; None when there is no limit."""
+
+    # The request, where it is a stream.
+
+    @abc.abstractmethod
+    def feed(self, chunk: bytes) -> Iterator[Any]:
+        """The messages that a part of the body completes. Exhaust the iterator before feeding again.
+
+        Raises:
+            ConnectError: after the messages before the fault.
+        """
+
+    @abc.abstractmethod
+    def feed_end(self) -> None:
+        """Take the end of the body.
+
+        Raises:
+            ConnectError: it ended in the middle of a message.
+        """
+
+    @property
+    @abc.abstractmethod
+    def wanted(self) -> int:
+        """How many bytes to read for the next step of ``feed``: never more than the next message needs."""
+
+    # The answer.
+
+    def answer(self, result: object) -> Response:
+        """The whole answer that a handler's result stands for, in a call that is answered by one message.
+
+        A result that comes too late is not sent: the deadline has promised the client otherwise.
+
+        Raises:
+            TypeError: the result is not what a handler may give.
+            Exception: whatever encoding the message, or checking the metadata, raises.
+        """
+        if self.deadline.expires_at is not None and self.deadline.expired():
+            self.deadline.check()
+        if isinstance(result, self.method.output):
+            return self.respond(result, None, None)
+        if isinstance(result, ServerResponse):
+            headers, trailers = result.metadata()
+            if result.error is not None:
+                return self.fail(result.error, headers, trailers)
+            if isinstance(result.msg, self.method.output):
+                return self.respond(result.msg, headers, trailers)
+            result = result.msg
+        if isinstance(result, ConnectError):
+            return self.fail(result)
+        raise TypeError(
+            f"{self.method.python_name}() gave {type(result).__name__}: expected "
+            f"{self.method.output.DESCRIPTOR.full_name}, a ServerResponse of it, or a ConnectError"
+        )
+
+    @abc.abstractmethod
+    def respond(self, message: Any, headers: HeaderInput | None, trailers: HeaderInput | None) -> Response:
+        """The whole answer that brings ``message``."""
+
+    @abc.abstractmethod
+    def fail(
+        self, error: ConnectError, headers: HeaderInput | None = None, trailers: HeaderInput | None = None
+    ) -> Response:
+        """The whole answer that brings ``error``, when nothing has been sent yet."""
+
+    @abc.abstractmethod
+    def start(self, headers: HeaderInput | None) -> ResponseHead:
+        """The head of a streamed answer."""
+
+    @abc.abstractmethod
+    def send(self, message: Any) -> bytes:
+        """The next part of a streamed answer.
+
+        Raises:
+            TypeError: ``message`` is not one of the method's.
+        """
+
+    @abc.abstractmethod
+    def finish(self, error: ConnectError | None, trailers: HeaderInput | None) -> bytes:
+        """The last part of a streamed answer."""
+
+
+def messages_of(method: Method[Any, Any], result: object) -> tuple[Any, HeaderInput | None, ServerStream[Any] | None]:
+    """The messages and headers, and where the trailers will be, of what a streaming handler gave.
+
+    Raises:
+        ConnectError: that is what it gave.
+        TypeError: the result is not what a handler may give.
+    """
+    if isinstance(result, ServerStream):
+        return result.msgs, result.metadata()[0], result
+    if isinstance(result, ConnectError):
+        raise result
+    if hasattr(result, "__iter__") or hasattr(result, "__aiter__"):
+        return result, None, None
+    raise TypeError(
+        f"{method.python_name}() gave {type(result).__name__}: expected a ServerStream, or an iterable of "
+        f"{method.output.DESCRIPTOR.full_name}"
+    )
+
+
+def exactly_one(messages: list[T], what: str) -> T:
+    """The only message of a stream that must hold one.
+
+    Raises:
+        ConnectError: ``unimplemented``, which is what all protocols answer to none and to several.
+    """
+    if len(messages) != 1:
+        found = "none" if not messages else "more than one"
+        raise ConnectError(ConnectErrorCode.UNIMPLEMENTED, f"expected exactly one {what} message, got {found}")
+    return messages[0]
+
+
+class ClientSettings:
+    """What is the same for all calls of one client."""
+
+    __slots__ = (
+        "accept_compressions",
+        "base_url",
+        "codec",
+        "compress_min_bytes",
+        "extra_headers",
+        "read_max_bytes",
+        "send_compression",
+        "user_agent",
+    )
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        codec: Codec,
+        send_compression: Compression | None,
+        accept_compressions: Mapping[str, Compression],
+        compress_min_bytes: int,
+        read_max_bytes: int | None,
+        extra_headers: HeaderInput | None,
+        user_agent: str,
+    ) -> None:
+        self.base_url = base_url
+        self.codec = codec
+        self.send_compression = send_compression
+        self.accept_compressions = accept_compressions
+        self.compress_min_bytes = compress_min_bytes
+        self.read_max_bytes = read_max_bytes
+        self.extra_headers = extra_headers
+        self.user_agent = user_agent
+
+
+class UnaryClient(abc.ABC):
+    """A method that takes and gives one message, as one client calls it. Holds no state of a call."""
+
+    __slots__ = ()
+
+    body_limit: int | None
+    """The longest body worth reading. A longer one can be cut off there: it fails all the same."""
+
+    @abc.abstractmethod
+    def request(
+        self, message: Any, extra_headers: HeaderInput | None, timeout_ms: int | None
+    ) -> tuple[HTTPRequest, bytes]:
+        """The head and the body to send.
+
+        Raises:
+            ValueError: ``extra_headers`` holds what cannot be sent.
+        """
+
+    @abc.abstractmethod
+    def response(self, status: int, headers: HeaderView, body: bytes) -> Any:
+        """The message of an answer.
+
+        Raises:
+            ConnectError: what the server answered, or what is wrong with the answer.
+        """
+
+    @abc.abstractmethod
+    def metadata(self, headers: HeaderView) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
+        """The headers and trailers of an answer."""
+
+
+class StreamClient(abc.ABC):
+    """A method with a stream on either side, as one client calls it. Holds no state of a call."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def call(self) -> StreamClientCall:
+        """A new call."""
+
+    @abc.abstractmethod
+    def request(self, extra_headers: HeaderInput | None, timeout_ms: int | None) -> HTTPRequest:
+        """The head to send.
+
+        Raises:
+            ValueError: ``extra_headers`` holds what cannot be sent.
+        """
+
+    @abc.abstractmethod
+    def send(self, message: Any) -> bytes:
+        """The part of the request's body that carries ``message``."""
+
+
+class StreamClientCall(abc.ABC):
+    """The answer to one streaming call: ``head``, any number of ``feed``, ``feed_end``."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def head(self, status: int, headers: HeaderView) -> None:
+        """Take the answer's head.
+
+        Raises:
+            ConnectError: the answer is no stream of this call; its body is not worth reading.
+        """
+
+    @abc.abstractmethod
+    def feed(self, chunk: bytes) -> Iterator[Any]:
+        """The messages that a part of the body completes. Exhaust the iterator before feeding again.
+
+        Raises:
+            ConnectError: after the messages before the fault.
+        """
+
+    @abc.abstractmethod
+    def feed_end(self) -> None:
+        """Take the end of the body.
+
+        Raises:
+            ConnectError: what the server ended the stream with, or that it broke off.
+        """
+
+    @abc.abstractmethod
+    def metadata(self) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
+        """The headers and the trailers, as far as they have come."""

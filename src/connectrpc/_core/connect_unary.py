@@ -1,0 +1,242 @@
+"""Unary calls of the Connect protocol: the message is the body.
+
+https://connectrpc.com/docs/protocol "Unary-Request", "Unary-Response".
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from connectrpc._core.call import ServerCall, ServerMethod, UnaryClient
+from connectrpc._core.connect import RequestHeaders, check_version, media_type, open_deadline
+from connectrpc._core.http import HTTPRequest, Response
+from connectrpc._core.message import MessageWriter, choose_compression, decode, decompress, too_large
+from connectrpc._core.metadata import TRAILER_PREFIX, checked, split_trailers
+from connectrpc._core.wire_error import error_from_json, error_to_json
+from connectrpc.errors import ConnectError, ConnectErrorCode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from multidict import CIMultiDict
+
+    from connectrpc._core.call import ClientSettings, ServerSettings
+    from connectrpc._core.http import HeaderView, RequestHead, ResponseHead
+    from connectrpc.codec import Codec
+    from connectrpc.compression import Compression
+    from connectrpc.headers import HeaderInput
+    from connectrpc.method import Method
+
+__all__ = ["ConnectUnaryClient", "ConnectUnaryServerMethod"]
+
+
+class ConnectUnaryServerMethod(ServerMethod):
+    """A unary method in one codec."""
+
+    __slots__ = ("media_type", "media_types")
+
+    def __init__(self, method: Method[Any, Any], codec: Codec, settings: ServerSettings) -> None:
+        super().__init__(method, codec, settings)
+        self.media_type = f"application/{codec.name}"
+        self.media_types = (self.media_type,)
+
+    def call(self, head: RequestHead) -> ConnectUnaryServerCall:
+        return ConnectUnaryServerCall(self, head)
+
+
+class ConnectUnaryServerCall(ServerCall):
+    """A unary call."""
+
+    __slots__ = ("_parts", "_received", "_request_compression", "_response_compression", "_server")
+
+    protocol = "connect"
+
+    def __init__(self, server: ConnectUnaryServerMethod, head: RequestHead) -> None:
+        super().__init__(server.method, head)
+        self._server = server
+        self._request_compression: Compression | None = None
+        self._response_compression: str | None = None
+        self._parts: list[bytes] | None = None
+        self._received = 0
+
+    def open(self) -> None:
+        head, settings = self.head, self._server.settings
+        # Before anything that can fail: errors are compressed as messages are.
+        if head.accept_encoding is not None or head.content_encoding is not None:
+            self._response_compression = choose_compression(
+                head.accept_encoding, head.content_encoding, settings.compressions
+            )
+        if head.connect_protocol_version != "1":
+            check_version(head, settings)
+        self.deadline = open_deadline(head, settings)
+        if head.content_encoding is not None:
+            self._request_compression = settings.find_compression(head.content_encoding)
+
+    def receive(self, body: bytes) -> Any:
+        settings = self._server.settings
+        if settings.read_max_bytes is not None and len(body) > settings.read_max_bytes:
+            raise too_large(settings.read_max_bytes)
+        if self._request_compression is not None:
+            body = decompress(
+                self._request_compression, body, settings.read_max_bytes, ConnectErrorCode.INVALID_ARGUMENT
+            )
+        return decode(self._server.codec, body, self.method.input, ConnectErrorCode.INVALID_ARGUMENT)
+
+    def take(self, chunk: bytes) -> None:
+        if self._parts is None:
+            self._parts = []
+        self._received += len(chunk)
+        limit = self._server.settings.read_max_bytes
+        if limit is not None and self._received > limit:
+            self._parts.clear()
+            raise too_large(limit)
+        self._parts.append(chunk)
+
+    def taken(self) -> Any:
+        return self.receive(b"".join(self._parts or ()))
+
+    def whole_body_limit(self) -> int | None:
+        return self._server.settings.read_max_bytes
+
+    def respond(self, message: Any, headers: HeaderInput | None, trailers: HeaderInput | None) -> Response:
+        return self._whole(200, self._server.media_type, self._server.codec.encode(message), headers, trailers)
+
+    def fail(
+        self, error: ConnectError, headers: HeaderInput | None = None, trailers: HeaderInput | None = None
+    ) -> Response:
+        return self._whole(error.code.http_status, "application/json", error_to_json(error), headers, trailers)
+
+    def _whole(
+        self,
+        status: int,
+        content_type: str,
+        body: bytes,
+        headers: HeaderInput | None,
+        trailers: HeaderInput | None,
+    ) -> Response:
+        pairs = [("content-type", content_type)]
+        if self._response_compression is not None:
+            settings = self._server.settings
+            compression = settings.compressions[self._response_compression]
+            body, compressed = MessageWriter(self._server.codec, compression, settings.compress_min_bytes).compress(
+                body
+            )
+            if compressed:
+                pairs.append(("content-encoding", compression.name))
+        pairs.append(("content-length", str(len(body))))
+        if headers:
+            pairs.extend(checked(headers))
+        if trailers:
+            pairs.extend((TRAILER_PREFIX + name, value) for name, value in checked(trailers))
+        return Response(status, pairs, body)
+
+    # A unary method has no streams: its shells never come here.
+
+    def feed(self, chunk: bytes) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def feed_end(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def wanted(self) -> int:
+        raise NotImplementedError
+
+    def start(self, headers: HeaderInput | None) -> ResponseHead:
+        raise NotImplementedError
+
+    def send(self, message: Any) -> bytes:
+        raise NotImplementedError
+
+    def finish(self, error: ConnectError | None, trailers: HeaderInput | None) -> bytes:
+        raise NotImplementedError
+
+
+class ConnectUnaryClient(UnaryClient):
+    """A unary method as one client calls it."""
+
+    __slots__ = ("_headers", "_media_type", "_method", "_settings", "_url", "_writer", "body_limit")
+
+    def __init__(self, method: Method[Any, Any], settings: ClientSettings) -> None:
+        self._method = method
+        self._settings = settings
+        self._url = settings.base_url + method.path
+        self._media_type = f"application/{settings.codec.name}"
+        self._writer = MessageWriter(settings.codec, settings.send_compression, settings.compress_min_bytes)
+        self._headers = RequestHeaders(
+            settings,
+            [
+                ("content-type", self._media_type),
+                # Always sent: without it, HTTP libraries and proxies would accept what we do not know.
+                ("accept-encoding", ", ".join(settings.accept_compressions) or "identity"),
+            ],
+        )
+        self.body_limit = settings.read_max_bytes
+
+    def request(
+        self, message: Any, extra_headers: HeaderInput | None, timeout_ms: int | None
+    ) -> tuple[HTTPRequest, bytes]:
+        headers = self._headers.build(extra_headers, timeout_ms)
+        body, compressed = self._writer.write(message)
+        if compressed:
+            assert self._settings.send_compression is not None
+            headers.append(("content-encoding", self._settings.send_compression.name))
+        return HTTPRequest("POST", self._url, headers), body
+
+    def response(self, status: int, headers: HeaderView, body: bytes) -> Any:
+        try:
+            return self._message(status, headers, body)
+        except ConnectError as error:
+            error._read_metadata = functools.partial(self.metadata, headers)
+            raise
+
+    def _message(self, status: int, headers: HeaderView, body: bytes) -> Any:
+        content_type = headers.get("content-type")
+        if status != 200:
+            raise self._error(status, media_type(content_type), headers, body)
+        if content_type != self._media_type:
+            self._check_media_type(media_type(content_type))
+        return decode(
+            self._settings.codec,
+            self._decompress(headers, body),
+            self._method.output,
+            ConnectErrorCode.INTERNAL,
+        )
+
+    def _check_media_type(self, received: str) -> None:
+        if received == self._media_type:
+            return
+        # Connect's other codecs mean a server that answers another question than ours; all else is no Connect at all.
+        code = (
+            ConnectErrorCode.INTERNAL
+            if received in ("application/proto", "application/json")
+            else ConnectErrorCode.UNKNOWN
+        )
+        raise ConnectError(code, f"the answer's content-type is {received!r}, not {self._media_type!r}")
+
+    def _decompress(self, headers: HeaderView, body: bytes) -> bytes:
+        limit = self._settings.read_max_bytes
+        if limit is not None and len(body) > limit:
+            raise too_large(limit)
+        encoding = headers.get("content-encoding")
+        if encoding is None or encoding.lower() == "identity":
+            return body
+        compression = self._settings.accept_compressions.get(encoding.lower())
+        if compression is None:
+            raise ConnectError(ConnectErrorCode.INTERNAL, f"the answer's compression {encoding!r} is not one we accept")
+        return decompress(compression, body, limit, ConnectErrorCode.INTERNAL)
+
+    def _error(self, status: int, received: str, headers: HeaderView, body: bytes) -> ConnectError:
+        inferred = ConnectErrorCode.from_http_status(status)
+        if received == "application/json":
+            try:
+                error = error_from_json(self._decompress(headers, body), inferred)
+            except ConnectError:
+                error = None  # what cannot be read says less than the status
+            if error is not None:
+                return error
+        return ConnectError(inferred, f"HTTP status {status}")
+
+    def metadata(self, headers: HeaderView) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
+        return split_trailers(headers.items())

@@ -1,0 +1,97 @@
+"""HTTP as small plain records, which shells fill from and turn into what their libraries use."""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from multidict import CIMultiDict
+
+__all__ = ["HTTPRequest", "HeaderList", "HeaderView", "RequestHead", "Response", "ResponseHead"]
+
+HeaderList = list[tuple[str, str]]
+"""Names and values in the order in which they are sent."""
+
+
+class RequestHead(abc.ABC):
+    """The head of a request that came in: what the protocols look at, and a lazy view of everything else.
+
+    Shells fill the slots from their native form. A header that was not sent is None.
+    """
+
+    __slots__ = (
+        "accept_encoding",
+        "connect_accept_encoding",
+        "connect_content_encoding",
+        "connect_protocol_version",
+        "connect_timeout_ms",
+        "content_encoding",
+        "content_type",
+        "http_method",
+        "path",
+    )
+
+    http_method: str
+    path: str
+    content_type: str | None
+    content_encoding: str | None
+    accept_encoding: str | None
+    connect_protocol_version: str | None
+    connect_timeout_ms: str | None
+    connect_content_encoding: str | None
+    connect_accept_encoding: str | None
+
+    @abc.abstractmethod
+    def read_headers(self) -> CIMultiDict[str]:
+        """All headers, as a handler sees them."""
+
+    @abc.abstractmethod
+    def peer_address(self) -> str:
+        """``"host:port"`` of the caller, or an empty string."""
+
+
+class ResponseHead:
+    """The head of an answer that goes out before its body is complete."""
+
+    __slots__ = ("headers", "status")
+
+    def __init__(self, status: int, headers: HeaderList) -> None:
+        self.status = status
+        self.headers = headers
+
+
+class Response:
+    """A whole answer."""
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: HeaderList, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+class HTTPRequest:
+    """The head of a request that goes out. A length or a transfer coding is the HTTP library's to add."""
+
+    __slots__ = ("headers", "method", "url")
+
+    def __init__(self, method: str, url: str, headers: HeaderList) -> None:
+        self.method = method
+        self.url = url
+        self.headers = headers
+
+
+class HeaderView(Protocol):
+    """The headers of an answer that came in, in the HTTP library's own mapping."""
+
+    def get(self, name: str, /) -> str | None:
+        """The value of a header in any letter case, or None."""
+        ...
+
+    def items(self) -> Iterable[tuple[str, str]]:
+        """Names and values; a repeated name is repeated."""
+        ...

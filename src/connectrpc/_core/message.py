@@ -1,0 +1,182 @@
+"""One message: codec, compression and size limit, for all protocols and both sides."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from connectrpc.compression import TooLargeError
+from connectrpc.errors import ConnectError, ConnectErrorCode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from connectrpc.codec import Codec
+    from connectrpc.compression import Compression
+
+__all__ = ["MessageReader", "MessageWriter", "choose_compression", "too_large"]
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+IDENTITY = "identity"
+
+
+def too_large(max_bytes: int | None) -> ConnectError:
+    """The error of a message that exceeds the limit for what is received."""
+    return ConnectError(
+        ConnectErrorCode.RESOURCE_EXHAUSTED, f"the message is larger than the limit of {max_bytes} bytes"
+    )
+
+
+class MessageReader(Generic[MessageT]):
+    """Makes messages of the payloads of one call.
+
+    Args:
+        codec: what the call's media type names.
+        message_type: what to make.
+        compression: what compressed payloads are compressed with; None when the other side declared none.
+        max_bytes: the largest message to accept, compressed or not, or None.
+        fault: the code for a payload that cannot be read: ``invalid_argument`` when a server reads its client's,
+            ``internal`` when a client reads its server's.
+    """
+
+    __slots__ = ("_codec", "_compression", "_fault", "_max_bytes", "_message_type")
+
+    def __init__(
+        self,
+        codec: Codec,
+        message_type: type[MessageT],
+        compression: Compression | None,
+        max_bytes: int | None,
+        fault: ConnectErrorCode,
+    ) -> None:
+        self._codec = codec
+        self._message_type = message_type
+        self._compression = compression
+        self._max_bytes = max_bytes
+        self._fault = fault
+
+    def read(self, payload: bytes, compressed: bool) -> MessageT:
+        """The message in ``payload``.
+
+        Raises:
+            ConnectError: ``resource_exhausted`` when it is too large, else the code of a fault.
+        """
+        if compressed:
+            payload = self.decompress(payload)
+        elif self._max_bytes is not None and len(payload) > self._max_bytes:
+            raise too_large(self._max_bytes)
+        return decode(self._codec, payload, self._message_type, self._fault)
+
+    def decompress(self, payload: bytes) -> bytes:
+        """What a payload that is marked as compressed holds.
+
+        Raises:
+            ConnectError: as ``read``; ``internal`` when no compression was declared.
+        """
+        if self._compression is None:
+            raise ConnectError(
+                ConnectErrorCode.INTERNAL,
+                "a message is marked as compressed, but no compression was declared",
+            )
+        return decompress(self._compression, payload, self._max_bytes, self._fault)
+
+
+def decode(codec: Codec, payload: bytes, message_type: type[MessageT], fault: ConnectErrorCode) -> MessageT:
+    """The message that ``payload`` encodes.
+
+    Raises:
+        ConnectError: with the code ``fault``.
+    """
+    try:
+        return codec.decode(payload, message_type)
+    except Exception as error:
+        raise ConnectError(fault, f"the message is not valid {codec.name}") from error
+
+
+def decompress(compression: Compression, payload: bytes, max_bytes: int | None, fault: ConnectErrorCode) -> bytes:
+    """``payload`` decompressed. An empty one stays empty: nobody compresses nothing.
+
+    Raises:
+        ConnectError: ``resource_exhausted`` or the code ``fault``.
+    """
+    if not payload:
+        return payload
+    try:
+        return compression.decompress(payload, max_bytes)
+    except TooLargeError:
+        raise too_large(max_bytes) from None
+    except Exception as error:
+        raise ConnectError(fault, f"the message is not valid {compression.name}") from error
+
+
+class MessageWriter:
+    """Makes payloads of the messages of one call.
+
+    Args:
+        codec: what the call's media type names.
+        compression: what to compress with, or None.
+        min_bytes: the size from which on a message is compressed.
+    """
+
+    __slots__ = ("_codec", "_compression", "_min_bytes")
+
+    def __init__(self, codec: Codec, compression: Compression | None, min_bytes: int) -> None:
+        self._codec = codec
+        self._compression = compression
+        self._min_bytes = min_bytes
+
+    def write(self, message: Message) -> tuple[bytes, bool]:
+        """The payload, and whether it is compressed. What the codec raises passes through."""
+        return self.compress(self._codec.encode(message))
+
+    def compress(self, payload: bytes) -> tuple[bytes, bool]:
+        """``payload``, compressed if that is wanted, and whether it is."""
+        if self._compression is None or len(payload) < self._min_bytes:
+            return payload, False
+        return self._compression.compress(payload), True
+
+
+def choose_compression(accepted: str | None, sent: str | None, available: Mapping[str, Any]) -> str | None:
+    """The name of the compression to answer with, or None to send as it is.
+
+    The peer's choice by quality, then by its own order (Connect "Accept-Encoding"; RFC 9110 section 12.5.3).
+
+    Args:
+        accepted: the peer's list, or None when it sent none: then it takes what it used itself.
+        sent: the compression of what the peer sent, or None.
+        available: the compressions at hand, by name.
+    """
+    if accepted is None:
+        return sent if sent in available else None
+    for name in _by_preference(accepted):
+        if name in available:
+            return name
+        if name == IDENTITY:
+            return None
+        if name == "*":
+            listed = _by_preference(accepted, with_refused=True)
+            return next((name for name in available if name not in listed), None)
+    return None
+
+
+@functools.lru_cache(maxsize=256)
+def _by_preference(accepted: str, with_refused: bool = False) -> tuple[str, ...]:
+    """The tokens of an Accept-Encoding list, best first; those refused with q=0 only if asked for."""
+    weighted = []
+    for item in accepted.split(","):
+        name, *parameters = (part.strip().lower() for part in item.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            key, _, value = parameter.partition("=")
+            if key.strip() == "q":
+                try:
+                    quality = float(value)
+                except ValueError:
+                    quality = 0.0  # not a weight: safer not to use it
+        if name and (with_refused or quality > 0):
+            weighted.append((quality, name))
+    weighted.sort(key=lambda pair: -pair[0])  # stable: equal ones keep the peer's order
+    return tuple(name for _, name in weighted)

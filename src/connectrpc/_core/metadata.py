@@ -1,0 +1,79 @@
+"""Headers and trailers of the application: what may be sent, and what is handed over."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from multidict import CIMultiDict
+
+from connectrpc.headers import iter_headers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from connectrpc._core.http import HeaderList
+    from connectrpc.headers import HeaderInput
+
+__all__ = ["TRAILER_PREFIX", "checked", "split_trailers"]
+
+TRAILER_PREFIX = "trailer-"
+"""What marks a trailer among the headers of a unary Connect answer."""
+
+# RFC 9110 section 5.6.2, and the printable ASCII that Connect allows in values.
+_NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile("[ -~\t]*")
+
+# What a protocol or HTTP itself says with a header is not for the application to say.
+_RESERVED = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_RESERVED_PREFIXES = ("connect-", "grpc-", TRAILER_PREFIX)
+
+
+def checked(metadata: HeaderInput) -> HeaderList:
+    """The names, in lower case, and values of ``metadata``.
+
+    Raises:
+        TypeError: a name or a value is not a string.
+        ValueError: a name or a value cannot be sent, or the name belongs to the protocol.
+    """
+    pairs: HeaderList = []
+    for given, value in iter_headers(metadata):
+        if not isinstance(given, str) or not isinstance(value, str):
+            raise TypeError(f"header {given!r}: names and values are strings")
+        name = given.lower()
+        if _NAME.fullmatch(name) is None:
+            raise ValueError(f"{given!r} is not the name of a header")
+        if name in _RESERVED or name.startswith(_RESERVED_PREFIXES):
+            raise ValueError(f"header {given!r} belongs to the protocol and cannot be set")
+        if _VALUE.fullmatch(value) is None:
+            raise ValueError(
+                f"header {given!r}: values are printable ASCII; binary ones go, as base64, under names ending in -bin"
+            )
+        pairs.append((name, value))
+    return pairs
+
+
+def split_trailers(pairs: Iterable[tuple[str, str]]) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
+    """The headers and the trailers of a unary Connect answer, whose trailers are marked headers."""
+    headers: CIMultiDict[str] = CIMultiDict()
+    trailers: CIMultiDict[str] = CIMultiDict()
+    for name, value in pairs:
+        if name[: len(TRAILER_PREFIX)].lower() == TRAILER_PREFIX:
+            trailers.add(name[len(TRAILER_PREFIX) :], value)
+        else:
+            headers.add(name, value)
+    return headers, trailers

@@ -1,0 +1,160 @@
+"""The client side: what generated clients are made of, and their options.
+
+The machinery, and the HTTP library under it, load when a client is made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypedDict
+
+from connectrpc.cancel import CancelToken
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Literal
+
+    import aiohttp
+    import urllib3
+    from typing_extensions import Self, Unpack
+
+    from connectrpc.client.aio import AsyncCaller
+    from connectrpc.client.sync import SyncCaller
+    from connectrpc.codec import Codec
+    from connectrpc.compression import Compression
+    from connectrpc.headers import HeaderInput
+    from connectrpc.transports import AsyncTransport, SyncTransport
+
+__all__ = ["AsyncClient", "CancelToken", "ClientOptions", "SyncClient"]
+
+
+class ClientOptions(TypedDict, total=False):
+    """The keyword arguments of generated clients; all of them are optional."""
+
+    protocol: Literal["connect"]
+    """The RPC protocol. By default ``"connect"``."""
+
+    codec: Literal["proto", "json"] | Codec
+    """The encoding of messages. By default ``"proto"``."""
+
+    send_compression: str | Compression | None
+    """What requests are compressed with: a name or an object. By default, and for None, they are not."""
+
+    accept_compression: Sequence[str | Compression] | None
+    """The compressions that answers may have, the preferred one first. By default all that are installed."""
+
+    compress_min_bytes: int
+    """The size in bytes from which on a message is compressed. By default 1024."""
+
+    read_max_bytes: int | None
+    """The largest response message, in bytes, both as it is sent and after it was decompressed. By default 4 MiB; None
+    for no limit. A larger one fails the call with ``resource_exhausted``."""
+
+    timeout_seconds: float | None
+    """The deadline of calls that are not given one of their own. By default they may take for ever."""
+
+    extra_headers: HeaderInput | None
+    """Headers that every request carries, unless a call gives others of the same name."""
+
+
+class SyncClient:
+    """What every generated synchronous client is. May be shared by any number of threads, and survives ``fork()``.
+
+    Args:
+        base_url: where the service is: scheme, host, and a path if it is served below one.
+        http_client: the ``urllib3.PoolManager`` (or a transport) to use. It stays the caller's: it is not closed here.
+            None makes one of its own, which ``close()`` closes.
+        options: see ``ClientOptions``.
+
+    Raises:
+        TypeError: an option is unknown, or ``http_client`` is nothing that can be used.
+        ValueError: ``base_url`` or an option has a value that makes no sense.
+
+    Every method takes, beside its request:
+
+    - ``extra_headers``: headers for this call; ``ValueError`` for those that belong to the protocol.
+    - ``timeout_seconds``: the deadline of the whole call, streams included. Zero and less fail at once.
+    - ``cancel``: a ``CancelToken``, by which another thread can end the call.
+
+    A failed call raises ``ConnectError``. The ``call_`` form of a method gives the outcome with its headers and
+    trailers, and does not raise for a failed call.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        http_client: urllib3.PoolManager | SyncTransport | None = None,
+        **options: Unpack[ClientOptions],
+    ) -> None:
+        from connectrpc.client.sync import SyncCaller
+
+        self._caller: SyncCaller = SyncCaller(base_url, http_client, options)
+
+    @property
+    def base_url(self) -> str:
+        """Where the service is, without a slash at the end."""
+        return self._caller.base_url
+
+    def close(self) -> None:
+        """Close the connections, if they are the client's own. Safe to call again."""
+        self._caller.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """What every generated asynchronous client is. For any number of tasks of one event loop at a time.
+
+    Args:
+        base_url: where the service is: scheme, host, and a path if it is served below one.
+        http_client: the ``aiohttp.ClientSession`` (or a transport) to use. It stays the caller's: it is not closed
+            here. None makes one of its own when it is first used, which ``aclose()`` closes; such a client may be used
+            in one ``asyncio.run()`` after the other.
+        options: see ``ClientOptions``.
+
+    Raises:
+        TypeError: an option is unknown, or ``http_client`` is nothing that can be used.
+        ValueError: ``base_url`` or an option has a value that makes no sense.
+
+    Every method takes, beside its request:
+
+    - ``extra_headers``: headers for this call; ``ValueError`` for those that belong to the protocol.
+    - ``timeout_seconds``: the deadline of the whole call, streams included. Zero and less fail at once.
+
+    A failed call raises ``ConnectError``. The ``call_`` form of a method gives the outcome with its headers and
+    trailers, and does not raise for a failed call. Cancelling the task cancels the call: ``CancelledError`` passes
+    through untouched, and the connection is given up.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        http_client: aiohttp.ClientSession | AsyncTransport | None = None,
+        **options: Unpack[ClientOptions],
+    ) -> None:
+        from connectrpc.client.aio import AsyncCaller
+
+        self._caller: AsyncCaller = AsyncCaller(base_url, http_client, options)
+
+    @property
+    def base_url(self) -> str:
+        """Where the service is, without a slash at the end."""
+        return self._caller.base_url
+
+    async def aclose(self) -> None:
+        """Close the connections, if they are the client's own. Safe to call again."""
+        await self._caller.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()

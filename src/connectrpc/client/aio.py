@@ -1,0 +1,360 @@
+"""Calls that are awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from collections.abc import AsyncIterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from google.protobuf.message import Message
+
+from connectrpc._core.call import exactly_one
+from connectrpc.client.options import Procedures
+from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.streams import AsyncStreamCall, AsyncStreamOutput
+from connectrpc.transports import async_transport
+from connectrpc.unary import UnaryOutput
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:  # aiohttp depends on it where the standard library has none
+    from async_timeout import timeout
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable
+    from types import TracebackType
+
+    from multidict import CIMultiDict
+
+    from connectrpc._core.call import StreamClient, StreamClientCall
+    from connectrpc.client import ClientOptions
+    from connectrpc.deadline import Deadline
+    from connectrpc.headers import HeaderInput
+    from connectrpc.method import Method
+    from connectrpc.transports.base import AsyncResponse
+
+    Metadata = tuple[CIMultiDict[str], CIMultiDict[str]]
+
+__all__ = ["AsyncCaller"]
+
+ReqT = TypeVar("ReqT", bound=Message)
+ResT = TypeVar("ResT", bound=Message)
+T = TypeVar("T")
+
+
+class AsyncCaller:
+    """Calls methods on one server, for the tasks of one event loop; see ``connectrpc.client.AsyncClient``."""
+
+    def __init__(self, base_url: str, http_client: object | None, options: ClientOptions) -> None:
+        self._procedures = Procedures(base_url, options)
+        self._transport = async_transport(http_client)
+
+    @property
+    def base_url(self) -> str:
+        return self._procedures.base_url
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+    async def unary(
+        self,
+        method: Method[ReqT, ResT],
+        req: ReqT,
+        extra_headers: HeaderInput | None = None,
+        timeout_seconds: float | None = None,
+    ) -> ResT:
+        """One message for one message."""
+        message, _ = await self._unary(method, req, extra_headers, timeout_seconds)
+        return message
+
+    async def unary_output(
+        self,
+        method: Method[ReqT, ResT],
+        req: ReqT,
+        extra_headers: HeaderInput | None = None,
+        timeout_seconds: float | None = None,
+    ) -> UnaryOutput[ResT]:
+        """``unary``, with everything that the answer brought."""
+        return await _outcome(self._unary(method, req, extra_headers, timeout_seconds))
+
+    async def _unary(
+        self,
+        method: Method[ReqT, ResT],
+        req: ReqT,
+        extra_headers: HeaderInput | None,
+        timeout_seconds: float | None,
+    ) -> tuple[ResT, Callable[[], Metadata]]:
+        procedure = self._procedures.unary(method)
+        deadline = self._procedures.deadline(timeout_seconds)
+        request, body = procedure.request(req, extra_headers, deadline.timeout_ms)
+        async with _Within(deadline):
+            response = await self._transport.send(request, body)
+            received = await response.read(procedure.body_limit)
+        message = procedure.response(response.status, response.headers, received)
+        return message, functools.partial(procedure.metadata, response.headers)
+
+    async def client_stream(
+        self,
+        method: Method[ReqT, ResT],
+        reqs: AsyncIterable[ReqT] | Iterable[ReqT],
+        extra_headers: HeaderInput | None = None,
+        timeout_seconds: float | None = None,
+    ) -> ResT:
+        """One message for a stream."""
+        message, _ = await self._client_stream(method, reqs, extra_headers, timeout_seconds)
+        return message
+
+    async def client_stream_output(
+        self,
+        method: Method[ReqT, ResT],
+        reqs: AsyncIterable[ReqT] | Iterable[ReqT],
+        extra_headers: HeaderInput | None = None,
+        timeout_seconds: float | None = None,
+    ) -> UnaryOutput[ResT]:
+        """``client_stream``, with everything that the answer brought."""
+        return await _outcome(self._client_stream(method, reqs, extra_headers, timeout_seconds))
+
+    async def _client_stream(
+        self,
+        method: Method[ReqT, ResT],
+        reqs: AsyncIterable[ReqT] | Iterable[ReqT],
+        extra_headers: HeaderInput | None,
+        timeout_seconds: float | None,
+    ) -> tuple[ResT, Callable[[], Metadata]]:
+        procedure = self._procedures.stream(method)
+        call = procedure.call()
+        deadline = self._procedures.deadline(timeout_seconds)
+        request = procedure.request(extra_headers, deadline.timeout_ms)
+        messages: list[ResT] = []
+        async with _Within(deadline):
+            response = await self._transport.send(request, _parts(procedure, reqs))
+            try:
+                call.head(response.status, response.headers)
+                while len(messages) < 2 and (chunk := await response.read_chunk()):
+                    messages.extend(call.feed(chunk))
+                if len(messages) < 2:
+                    call.feed_end()
+            finally:
+                response.close()
+        return exactly_one(messages, "response"), call.metadata
+
+    def server_stream(
+        self,
+        method: Method[ReqT, ResT],
+        req: ReqT,
+        extra_headers: HeaderInput | None = None,
+        timeout_seconds: float | None = None,
+    ) -> AsyncGenerator[ResT, None]:
+        """A stream for one message. The call begins with the first step of the generator."""
+        return _raising(self.server_stream_output(method, req, extra_headers, timeout_seconds))
+
+    def server_stream_output(
+        self,
+        method: Method[ReqT, ResT],
+        req: ReqT,
+        extra_headers: HeaderInput | None = None,
+        timeout_seconds: float | None = None,
+    ) -> AsyncStreamCall[ResT]:
+        """``server_stream``, with everything that the answer brings."""
+        return _StreamCall(lambda: self._stream(method, (req,), extra_headers, timeout_seconds))
+
+    def bidi_stream(
+        self,
+        method: Method[ReqT, ResT],
+        reqs: AsyncIterable[ReqT] | Iterable[ReqT],
+        extra_headers: HeaderInput | None = None,
+        timeout_seconds: float | None = None,
+    ) -> AsyncGenerator[ResT, None]:
+        """A stream for a stream. The call begins with the first step of the generator."""
+        return _raising(self.bidi_stream_output(method, reqs, extra_headers, timeout_seconds))
+
+    def bidi_stream_output(
+        self,
+        method: Method[ReqT, ResT],
+        reqs: AsyncIterable[ReqT] | Iterable[ReqT],
+        extra_headers: HeaderInput | None = None,
+        timeout_seconds: float | None = None,
+    ) -> AsyncStreamCall[ResT]:
+        """``bidi_stream``, with everything that the answer brings."""
+        return _StreamCall(lambda: self._stream(method, reqs, extra_headers, timeout_seconds))
+
+    async def _stream(
+        self,
+        method: Method[ReqT, ResT],
+        reqs: AsyncIterable[ReqT] | Iterable[ReqT],
+        extra_headers: HeaderInput | None,
+        timeout_seconds: float | None,
+    ) -> AsyncStreamOutput[ResT]:
+        procedure = self._procedures.stream(method)
+        call = procedure.call()
+        try:
+            deadline = self._procedures.deadline(timeout_seconds)
+            request = procedure.request(extra_headers, deadline.timeout_ms)
+            body: bytes | AsyncIterator[bytes]
+            if method.kind.client_streams:
+                body = _parts(procedure, reqs)
+            else:
+                assert isinstance(reqs, tuple)
+                body = procedure.send(reqs[0])
+            async with _Within(deadline):
+                response = await self._transport.send(request, body)
+        except ConnectError as error:
+            return _Stream(call, None, None, error)
+        try:
+            call.head(response.status, response.headers)
+        except ConnectError as error:
+            response.close()
+            return _Stream(call, None, None, error)
+        return _Stream(call, response, deadline, None)
+
+
+class _Within:
+    """Ends what is awaited inside it at a deadline, with ``deadline_exceeded``."""
+
+    __slots__ = ("_deadline", "_timeout")
+
+    def __init__(self, deadline: Deadline) -> None:
+        self._deadline = deadline
+        self._timeout: Any = None
+
+    async def __aenter__(self) -> None:
+        if self._deadline.expires_at is not None:
+            self._deadline.check()
+            self._timeout = timeout(self._deadline.remaining())
+            await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._timeout is None:
+            return
+        try:
+            await self._timeout.__aexit__(exc_type, exc, traceback)
+        except asyncio.TimeoutError:
+            raise ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed") from None
+
+
+async def _parts(procedure: StreamClient, reqs: AsyncIterable[Any] | Iterable[Any]) -> AsyncIterator[bytes]:
+    if isinstance(reqs, AsyncIterable):
+        async for req in reqs:
+            yield procedure.send(req)
+    else:
+        for req in reqs:
+            yield procedure.send(req)
+
+
+async def _outcome(call: Awaitable[tuple[T, Callable[[], Metadata]]]) -> UnaryOutput[T]:
+    try:
+        message, read_metadata = await call
+    except ConnectError as error:
+        return UnaryOutput(None, error, error._read_metadata)
+    return UnaryOutput(message, None, read_metadata)
+
+
+async def _raising(call: AsyncStreamCall[T]) -> AsyncGenerator[T, None]:
+    async with call as stream:
+        async for message in stream:
+            yield message
+    error = stream.error()
+    if error is not None:
+        raise error
+
+
+class _StreamCall(AsyncStreamCall[T]):
+    """A streaming call that has not been started."""
+
+    __slots__ = ("_begin", "_stream")
+
+    def __init__(self, begin: Callable[[], Awaitable[AsyncStreamOutput[T]]]) -> None:
+        self._begin: Callable[[], Awaitable[AsyncStreamOutput[T]]] | None = begin
+        self._stream: AsyncStreamOutput[T] | None = None
+
+    def __await__(self) -> Generator[Any, None, AsyncStreamOutput[T]]:
+        begin, self._begin = self._begin, None
+        if begin is None:
+            raise RuntimeError("this call has been started already")
+        return begin().__await__()
+
+    async def __aenter__(self) -> AsyncStreamOutput[T]:
+        self._stream = await self
+        return self._stream
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            await self._stream.close()
+
+
+class _Stream(AsyncStreamOutput[T]):
+    """A streamed answer."""
+
+    __slots__ = ("_call", "_deadline", "_done", "_error", "_messages", "_response")
+
+    def __init__(
+        self,
+        call: StreamClientCall,
+        response: AsyncResponse | None,
+        deadline: Deadline | None,
+        error: ConnectError | None,
+    ) -> None:
+        self._call = call
+        self._response = response
+        self._deadline = deadline
+        self._error = error
+        self._done = response is None
+        self._messages: Any = iter(())  # of the chunk that was read last
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        if self._done:
+            raise StopAsyncIteration
+        assert self._response is not None
+        assert self._deadline is not None
+        try:
+            while True:
+                for message in self._messages:
+                    found: T = message
+                    return found
+                async with _Within(self._deadline):
+                    chunk = await self._response.read_chunk()
+                if not chunk:
+                    self._call.feed_end()
+                    break
+                self._messages = self._call.feed(chunk)
+        except ConnectError as error:
+            self._end(error)
+        except BaseException:
+            self._end(None)
+            raise
+        else:
+            self._end(None)
+        raise StopAsyncIteration
+
+    def _end(self, error: ConnectError | None) -> None:
+        self._done = True
+        self._error = error
+        if self._response is not None:
+            self._response.close()
+
+    async def close(self) -> None:
+        if not self._done:
+            self._end(None)
+
+    def done(self) -> bool:
+        return self._done
+
+    def error(self) -> ConnectError | None:
+        return self._error
+
+    def response_headers(self) -> CIMultiDict[str]:
+        return self._call.metadata()[0]
+
+    def response_trailers(self) -> CIMultiDict[str]:
+        if not self._done:
+            raise RuntimeError("the trailers come last, and the stream is not over yet")
+        return self._call.metadata()[1]

@@ -1,0 +1,111 @@
+"""The options of a client, and what they are turned into when it is made. The same for both colours."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from connectrpc import __version__, compression
+from connectrpc._core.call import ClientSettings
+from connectrpc._core.connect_stream import ConnectStreamClient
+from connectrpc._core.connect_unary import ConnectUnaryClient
+from connectrpc._core.metadata import checked
+from connectrpc._core.timeout import timeout_ms
+from connectrpc.client import ClientOptions
+from connectrpc.codec import JsonCodec, ProtoCodec
+from connectrpc.deadline import NO_DEADLINE, Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from connectrpc._core.call import StreamClient, UnaryClient
+    from connectrpc.codec import Codec
+    from connectrpc.method import Method
+
+__all__ = ["Procedures"]
+
+DEFAULT_READ_MAX_BYTES = 4 * 1024 * 1024
+DEFAULT_COMPRESS_MIN_BYTES = 1024
+
+USER_AGENT = f"connect-python/{__version__} (Python/{sys.version_info[0]}.{sys.version_info[1]})"
+
+_CODECS: dict[str, Callable[[], Codec]] = {"proto": ProtoCodec, "json": JsonCodec}
+
+
+class Procedures:
+    """The methods of a service as one client calls them, made as they are first called.
+
+    Attributes:
+        base_url: where the service is, without a slash at the end.
+    """
+
+    def __init__(self, base_url: str, options: ClientOptions) -> None:
+        unknown = options.keys() - ClientOptions.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"unknown option: {', '.join(sorted(unknown))}")
+        if options.get("protocol", "connect") != "connect":
+            raise ValueError(f"protocol {options['protocol']!r} is not one that is spoken here: 'connect'")
+        self.base_url = _checked_base_url(base_url)
+        self._default_timeout = options.get("timeout_seconds")
+        send = options.get("send_compression")
+        extra_headers = options.get("extra_headers")
+        if extra_headers:
+            checked(extra_headers)  # a client that could never call is refused now
+        self._settings = ClientSettings(
+            base_url=self.base_url,
+            codec=_codec(options.get("codec", "proto")),
+            send_compression=next(iter(compression.resolve([send]).values()), None) if send is not None else None,
+            accept_compressions=compression.resolve(options.get("accept_compression")),
+            compress_min_bytes=options.get("compress_min_bytes", DEFAULT_COMPRESS_MIN_BYTES),
+            read_max_bytes=options.get("read_max_bytes", DEFAULT_READ_MAX_BYTES),
+            extra_headers=extra_headers,
+            user_agent=USER_AGENT,
+        )
+        # Threads may fill these at the same time: they would put in equal things.
+        self._unary: dict[Method[Any, Any], UnaryClient] = {}
+        self._streams: dict[Method[Any, Any], StreamClient] = {}
+
+    def unary(self, method: Method[Any, Any]) -> UnaryClient:
+        """How a method without streams is called."""
+        found = self._unary.get(method)
+        if found is None:
+            found = self._unary[method] = ConnectUnaryClient(method, self._settings)
+        return found
+
+    def stream(self, method: Method[Any, Any]) -> StreamClient:
+        """How a method with streams is called."""
+        found = self._streams.get(method)
+        if found is None:
+            found = self._streams[method] = ConnectStreamClient(method, self._settings)
+        return found
+
+    def deadline(self, timeout_seconds: float | None) -> Deadline:
+        """The deadline of a call that begins now.
+
+        Raises:
+            ValueError: the timeout is not a number.
+            ConnectError: ``deadline_exceeded``: it is zero or less.
+        """
+        if timeout_seconds is None:
+            timeout_seconds = self._default_timeout
+            if timeout_seconds is None:
+                return NO_DEADLINE
+        return Deadline(timeout_ms(timeout_seconds))
+
+
+def _codec(given: str | Codec) -> Codec:
+    if not isinstance(given, str):
+        return given
+    if given not in _CODECS:
+        raise ValueError(f"no codec is called {given!r}: there are {' and '.join(_CODECS)}, or give an object")
+    return _CODECS[given]()
+
+
+def _checked_base_url(base_url: str) -> str:
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"base_url {base_url!r} must be like http://host or https://host:port/path")
+    if parts.query or parts.fragment:
+        raise ValueError(f"base_url {base_url!r} must have neither a query nor a fragment")
+    return base_url.rstrip("/")

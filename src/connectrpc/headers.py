@@ -1,0 +1,37 @@
+"""Headers and trailers as callers give them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Union
+
+from multidict import CIMultiDict, MultiDict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from urllib3 import HTTPHeaderDict
+
+__all__ = ["CIMultiDict", "HeaderInput", "iter_headers"]
+
+HeaderInput = Union[
+    dict[str, str],
+    dict[str, list[str]],
+    MultiDict[str],
+    CIMultiDict[str],
+    "HTTPHeaderDict",
+]
+"""What may be given wherever headers or trailers are taken: names with one value or a list of values each, or one
+of the multi-value mappings of multidict and urllib3. Names are case-insensitive; repeated names keep their order."""
+
+
+def iter_headers(headers: HeaderInput) -> Iterator[tuple[str, str]]:
+    """Every name and value of ``headers``, a name with several values once for each.
+
+    urllib3's mapping is never imported: like multidict's, its ``items()`` already repeats the name.
+    """
+    for name, value in headers.items():
+        if isinstance(value, str):
+            yield name, value
+        else:
+            for one in value:
+                yield name, one

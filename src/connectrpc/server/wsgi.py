@@ -1,0 +1,303 @@
+"""Services as WSGI applications (PEP 3333), for any WSGI server."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from multidict import CIMultiDict
+
+from connectrpc._core.call import messages_of
+from connectrpc._core.http import RequestHead, Response
+from connectrpc._core.negotiate import negotiate, plain_response
+from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.request import ClientRequest, ClientStream
+from connectrpc.server.handlers import (
+    DRAIN_MAX_BYTES,
+    DRAIN_MAX_SECONDS,
+    build_endpoints,
+    coded,
+    last_part,
+    logger,
+    merge_endpoints,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from typing import Protocol
+
+    from typing_extensions import Unpack
+
+    from connectrpc._core.call import ServerCall
+    from connectrpc._core.negotiate import Endpoint
+    from connectrpc.method import Service
+    from connectrpc.request import ServerStream
+    from connectrpc.server.options import ServiceOptions
+
+    class StartResponse(Protocol):
+        def __call__(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> object: ...
+
+    class Input(Protocol):
+        def read(self, size: int = -1, /) -> bytes: ...
+
+
+__all__ = ["WSGIApplication", "wsgi_app", "wsgi_service"]
+
+_STATUS = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+_STATUS[499] = "499 Client Closed Request"
+
+_CHUNK = 64 * 1024
+
+
+class WSGIApplication:
+    """One or several services. Any number of threads may call it, also after a fork."""
+
+    def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
+        self._endpoints = dict(endpoints)
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        negotiated = negotiate(self._endpoints, _Head(environ))
+        body = _RequestBody(environ)
+        if body.refusal is not None:
+            return _send(body.refusal, start_response)
+        if isinstance(negotiated, Response):
+            body.drain()
+            return _send(negotiated, start_response)
+        endpoint, call = negotiated
+        if endpoint.method.kind.server_streams:
+            return _stream(endpoint, call, body, start_response)
+        try:
+            call.deadline.check()
+            response = call.answer(endpoint.handler(_request(call, body)))
+        except Exception as error:
+            response = call.fail(coded(call, error))
+        body.drain()
+        return _send(response, start_response)
+
+
+def wsgi_service(service: Service, implementation: object, **options: Unpack[ServiceOptions]) -> WSGIApplication:
+    """The app that serves ``service`` with ``implementation``, whose methods are looked up now.
+
+    Raises:
+        TypeError: an option is unknown, or the implementation is no instance or is async.
+        ValueError: an option has a value that makes no sense.
+    """
+    endpoints = build_endpoints(service, implementation, options)
+    for endpoint in endpoints.values():
+        if inspect.iscoroutinefunction(endpoint.handler) or inspect.isasyncgenfunction(endpoint.handler):
+            raise TypeError(f"{endpoint.method.python_name}() is async: serve it with the asgi function")
+    return WSGIApplication(endpoints)
+
+
+def wsgi_app(*services: WSGIApplication) -> WSGIApplication:
+    """One app that serves several services.
+
+    Raises:
+        ValueError: two of them serve the same path.
+    """
+    return WSGIApplication(merge_endpoints(service._endpoints for service in services))
+
+
+def _send(response: Response, start_response: StartResponse) -> Iterable[bytes]:
+    start_response(_STATUS[response.status], response.headers)
+    return (response.body,)
+
+
+def _request(call: ServerCall, body: _RequestBody) -> ClientRequest[Any] | ClientStream[Any]:
+    """What the handler is called with.
+
+    Raises:
+        ConnectError: a request of one message is none.
+    """
+    if call.method.kind.client_streams:
+        return ClientStream(_messages(call, body), call)
+    limit = call.whole_body_limit()
+    if body.length is not None and (limit is None or body.length <= limit):
+        return ClientRequest(call.receive(body.read_all()), call)
+    while chunk := body.read(_CHUNK):
+        call.take(chunk)
+    return ClientRequest(call.taken(), call)
+
+
+def _messages(call: ServerCall, body: _RequestBody) -> Iterator[Any]:
+    # Some servers' read(n) waits for all of n bytes. Asking for no more than a message needs gives each one as soon as
+    # it is there; a small body of known length has most likely come whole.
+    whole = body.length is not None and body.length <= _CHUNK
+    while chunk := body.read(_CHUNK if whole else min(call.wanted or 1, _CHUNK)):
+        for message in call.feed(chunk):
+            call.deadline.check()
+            yield message
+    call.feed_end()
+
+
+def _stream(endpoint: Endpoint, call: ServerCall, body: _RequestBody, start_response: StartResponse) -> Iterable[bytes]:
+    """A streamed answer."""
+    try:
+        call.deadline.check()
+        messages, headers, stream = messages_of(call.method, endpoint.handler(_request(call, body)))
+        head = call.start(headers)
+        messages = iter(messages)
+    except Exception as error:
+        response = call.fail(coded(call, error))
+        body.drain()
+        return _send(response, start_response)
+    # Not in the generator: some servers want it called before the app has returned.
+    start_response(_STATUS[head.status], head.headers)
+    return _parts(call, messages, stream, body)
+
+
+def _parts(
+    call: ServerCall, messages: Iterator[Any], stream: ServerStream[Any] | None, body: _RequestBody
+) -> Iterator[bytes]:
+    """The body of a streamed answer. The server closes this generator when the client goes away."""
+    failure: ConnectError | None = None
+    try:
+        yield b""  # sends the head: the client may be waiting for it while the handler waits for something else
+        for message in messages:
+            call.deadline.check()
+            if isinstance(message, ConnectError):
+                failure = message
+                break
+            yield call.send(message)
+        else:
+            call.deadline.check()
+    except Exception as error:
+        failure = coded(call, error)
+    finally:
+        _close(messages, call)
+    yield last_part(call, failure, stream)
+    body.drain()
+
+
+def _close(messages: object, call: ServerCall) -> None:
+    """Let a handler's generator run its ``finally``, whose failure is nobody's but its own."""
+    close = getattr(messages, "close", None)
+    if close is not None:
+        try:
+            close()
+        except Exception as error:
+            coded(call, error)
+
+
+class _Head(RequestHead):
+    __slots__ = ("_environ",)
+
+    def __init__(self, environ: dict[str, Any]) -> None:
+        get = environ.get
+        self._environ = environ
+        self.http_method = environ["REQUEST_METHOD"]
+        self.path = get("PATH_INFO", "")
+        self.content_type = get("CONTENT_TYPE")
+        self.content_encoding = get("HTTP_CONTENT_ENCODING")
+        self.accept_encoding = get("HTTP_ACCEPT_ENCODING")
+        self.connect_protocol_version = get("HTTP_CONNECT_PROTOCOL_VERSION")
+        self.connect_timeout_ms = get("HTTP_CONNECT_TIMEOUT_MS")
+        self.connect_content_encoding = get("HTTP_CONNECT_CONTENT_ENCODING")
+        self.connect_accept_encoding = get("HTTP_CONNECT_ACCEPT_ENCODING")
+
+    def read_headers(self) -> CIMultiDict[str]:
+        headers: CIMultiDict[str] = CIMultiDict()
+        for key, value in self._environ.items():
+            if key.startswith("HTTP_"):
+                name = key[5:].replace("_", "-").lower()
+                if name.endswith("-bin"):
+                    # The server joined what was sent several times. Base64 has no comma, so these come apart again.
+                    headers.extend((name, part.strip()) for part in value.split(","))
+                else:
+                    headers.add(name, value)
+            elif key in ("CONTENT_TYPE", "CONTENT_LENGTH") and value:
+                headers.add(key.replace("_", "-").lower(), value)
+        return headers
+
+    def peer_address(self) -> str:
+        host = self._environ.get("REMOTE_ADDR", "")
+        port = self._environ.get("REMOTE_PORT", "")
+        if ":" in host:
+            host = f"[{host}]"
+        return f"{host}:{port}" if host and port else str(host)
+
+
+class _RequestBody:
+    """The body of a request: what PEP 3333 leaves open, said once.
+
+    Attributes:
+        length: how many bytes it has; None when only its end will tell.
+        refusal: the answer to a request whose body cannot be read at all, or None.
+    """
+
+    __slots__ = ("_input", "_left", "length", "refusal")
+
+    def __init__(self, environ: dict[str, Any]) -> None:
+        self._input: Input = environ["wsgi.input"]
+        self.refusal: Response | None = None
+        self.length: int | None
+        declared = environ.get("CONTENT_LENGTH")
+        if environ.get("HTTP_TRANSFER_ENCODING"):
+            # RFC 9112 section 6.3: it stands above a length. Only some servers decode it.
+            self.length = None
+            if not environ.get("wsgi.input_terminated"):
+                self.refusal = plain_response(411, "Length Required", [])
+        elif declared:
+            self.length = 0
+            if declared.isascii() and declared.isdigit():
+                self.length = int(declared)
+            else:
+                self.refusal = plain_response(400, "Bad Request", [])
+        else:
+            self.length = None if environ.get("wsgi.input_terminated") else 0
+        self._left = self.length
+
+    def read(self, size: int) -> bytes:
+        """Up to ``size`` bytes; none at the end.
+
+        Raises:
+            ConnectError: ``invalid_argument``: the body broke off, or its transfer coding is broken.
+        """
+        if self._left is not None:
+            size = min(size, self._left)
+            if not size:
+                return b""
+        try:
+            chunk = self._input.read(size)
+        except Exception as error:  # each server has its own
+            self._left = 0
+            raise ConnectError(ConnectErrorCode.INVALID_ARGUMENT, "the request's body cannot be read") from error
+        if self._left is None:
+            if not chunk:
+                self._left = 0
+            return chunk
+        self._left -= len(chunk)
+        if not chunk:  # a short read is not the end yet: only nothing is
+            self._left = 0
+            raise ConnectError(ConnectErrorCode.INVALID_ARGUMENT, "the request's body is shorter than its length")
+        return chunk
+
+    def read_all(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            ConnectError: as ``read``.
+        """
+        whole = self.read(_CHUNK if self.length is None else self.length)
+        if not self._left:
+            return whole
+        parts = [whole]
+        while chunk := self.read(_CHUNK if self._left is None else self._left):
+            parts.append(chunk)
+        return b"".join(parts)
+
+    def drain(self) -> None:
+        """Read what is left, within bounds, and throw it away."""
+        if self._left == 0:
+            return
+        drained, until = 0, time.monotonic() + DRAIN_MAX_SECONDS
+        try:
+            while chunk := self.read(_CHUNK):
+                drained += len(chunk)
+                if drained > DRAIN_MAX_BYTES or time.monotonic() > until:
+                    logger.info("gave up reading a request that had its answer already")
+                    return
+        except ConnectError:
+            return  # the client has gone; there is nobody to tell

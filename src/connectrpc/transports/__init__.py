@@ -1,0 +1,62 @@
+"""HTTP clients as transports. No library is imported before a client needs it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from connectrpc.transports.base import AsyncTransport, SyncTransport
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["AsyncTransport", "SyncTransport", "async_transport", "sync_transport"]
+
+
+def sync_transport(http_client: object | None, base_url: str) -> SyncTransport:
+    """The transport over a user's HTTP client, or over one of our own for None.
+
+    Raises:
+        TypeError: it is none that is known here, nor a transport.
+    """
+    urllib3 = _loaded("urllib3")
+    if http_client is None or (urllib3 is not None and isinstance(http_client, urllib3.PoolManager)):
+        from connectrpc.transports.urllib3 import Urllib3Transport
+
+        return Urllib3Transport(http_client, base_url)
+    if isinstance(http_client, SyncTransport) and not _is_async(http_client.send):
+        return http_client
+    raise TypeError(
+        f"http_client is a {type(http_client).__qualname__}: a synchronous client takes a urllib3.PoolManager or a "
+        "connectrpc.transports.SyncTransport"
+    )
+
+
+def async_transport(http_client: object | None) -> AsyncTransport:
+    """The transport over a user's HTTP client, or over one of our own for None.
+
+    Raises:
+        TypeError: it is none that is known here, nor a transport.
+    """
+    aiohttp = _loaded("aiohttp")
+    if http_client is None or (aiohttp is not None and isinstance(http_client, aiohttp.ClientSession)):
+        from connectrpc.transports.aiohttp import AiohttpTransport
+
+        return AiohttpTransport(http_client)
+    if isinstance(http_client, AsyncTransport) and _is_async(http_client.send):
+        return http_client
+    raise TypeError(
+        f"http_client is a {type(http_client).__qualname__}: an asynchronous client takes an aiohttp.ClientSession or "
+        "a connectrpc.transports.AsyncTransport"
+    )
+
+
+def _loaded(name: str) -> ModuleType | None:
+    # Whoever hands over an object of a library has imported it.
+    return sys.modules.get(name)
+
+
+def _is_async(function: Any) -> bool:
+    from inspect import iscoroutinefunction
+
+    return iscoroutinefunction(function)

@@ -1,0 +1,130 @@
+"""What a client needs of an HTTP library. Implement these two to bring one that is not known here.
+
+A transport raises ``ConnectError`` for its own failures, with the library's exception as the cause: ``unavailable``
+when the request could not be sent or answered, ``deadline_exceeded`` and ``canceled`` for what they say. What the
+caller's own request iterator raises passes through untouched.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from connectrpc._core.http import HeaderView, HTTPRequest
+    from connectrpc.cancel import CancelToken
+    from connectrpc.deadline import Deadline
+
+__all__ = ["AsyncResponse", "AsyncTransport", "SyncResponse", "SyncTransport"]
+
+
+class SyncResponse(Protocol):
+    """An answer whose head is there. Belongs to one thread at a time, but for ``interrupt``.
+
+    Attributes:
+        status: the HTTP status.
+        headers: the headers, by names in any letter case.
+    """
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def headers(self) -> HeaderView: ...
+
+    def read(self, limit: int | None) -> bytes:
+        """The whole body, and its connection back to where it came from. Beyond ``limit`` bytes at least one more is
+        given, and the connection is dropped."""
+        ...
+
+    def read_chunk(self) -> bytes:
+        """The next bytes as soon as there are any; none at the end."""
+        ...
+
+    def interrupt(self) -> None:
+        """Wake a thread that is reading, which fails with ``canceled``. May be called from any thread."""
+        ...
+
+    def close(self) -> None:
+        """Give the connection back, or drop it when the body was not read to its end. Safe to call again."""
+        ...
+
+
+@runtime_checkable
+class SyncTransport(Protocol):
+    """Sends requests. Used by many threads at once."""
+
+    def send(
+        self,
+        request: HTTPRequest,
+        body: bytes | Iterator[bytes],
+        *,
+        stream: bool,
+        deadline: Deadline,
+        cancel: CancelToken | None,
+    ) -> SyncResponse:
+        """Send a request and wait for the head of its answer.
+
+        Args:
+            request: the head.
+            body: all of it, or its parts as they become ready. Redirects are not followed, nothing is retried, and no
+                content coding is added or taken off.
+            stream: whether the answer will be read in chunks.
+            deadline: ends the call in whatever state, reading included.
+            cancel: likewise, when somebody cancels it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close what the transport itself has opened. What it was handed stays open."""
+        ...
+
+
+class AsyncResponse(Protocol):
+    """An answer whose head is there. Belongs to one task at a time.
+
+    Attributes:
+        status: the HTTP status.
+        headers: the headers, by names in any letter case.
+    """
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def headers(self) -> HeaderView: ...
+
+    async def read(self, limit: int | None) -> bytes:
+        """The whole body, and its connection back to where it came from. Beyond ``limit`` bytes at least one more is
+        given, and the connection is dropped."""
+        ...
+
+    async def read_chunk(self) -> bytes:
+        """The next bytes as soon as there are any; none at the end."""
+        ...
+
+    def close(self) -> None:
+        """Give the connection back, or drop it when the body was not read to its end. Safe to call again."""
+        ...
+
+
+@runtime_checkable
+class AsyncTransport(Protocol):
+    """Sends requests, for the tasks of one event loop at a time.
+
+    Cancelling a task that waits in any of these gives its connection up and raises ``asyncio.CancelledError``.
+    Deadlines come as such cancellations.
+    """
+
+    async def send(self, request: HTTPRequest, body: bytes | AsyncIterator[bytes]) -> AsyncResponse:
+        """Send a request and wait for the head of its answer.
+
+        Args:
+            request: the head.
+            body: all of it, or its parts as they become ready, while the answer may already be read. Redirects are not
+                followed, nothing is retried, and no content coding is added or taken off.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close what the transport itself has opened. What it was handed stays open."""
+        ...

@@ -1,0 +1,430 @@
+"""urllib3 as a transport.
+
+The one module that touches the sockets of a pool's connections: it shuts them down, from whatever thread, to wake a
+call that is blocked on one. That is how calls are cancelled, how a deadline bounds what urllib3's own timeouts do not
+(a head or a body that drips, an upload that is not taken), and how a stream is closed while it is being read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import heapq
+import os
+import socket
+import threading
+import time
+from http.client import RemoteDisconnected
+from typing import TYPE_CHECKING, Any, cast
+
+import urllib3
+from urllib3 import HTTPHeaderDict
+from urllib3.exceptions import (
+    ClosedPoolError,
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+)
+
+from connectrpc.errors import ConnectError, ConnectErrorCode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from urllib3.connection import HTTPConnection
+    from urllib3.connectionpool import HTTPConnectionPool
+
+    from connectrpc._core.http import HTTPRequest
+    from connectrpc.cancel import CancelToken
+    from connectrpc.deadline import Deadline
+
+__all__ = ["Urllib3Transport"]
+
+_CHUNK = 64 * 1024
+
+
+class Urllib3Transport:
+    """Sends requests to one origin through a ``urllib3.PoolManager``.
+
+    Args:
+        manager: the user's, with its pools, proxies, TLS and timeouts; or None for one of our own.
+        base_url: where the requests will go.
+    """
+
+    def __init__(self, manager: object | None, base_url: str) -> None:
+        self._owns_manager = manager is None
+        # Threads beyond a pool's size would open a connection for each call, so our own has room for more.
+        self._manager = urllib3.PoolManager(maxsize=32) if manager is None else cast("urllib3.PoolManager", manager)
+        self._base_url = base_url
+        scheme, _, rest = base_url.partition("://")
+        self._origin_length = len(scheme) + 3 + len(rest.partition("/")[0])
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        self._pool: HTTPConnectionPool | None = None
+
+    def send(
+        self,
+        request: HTTPRequest,
+        body: bytes | Iterator[bytes],
+        *,
+        stream: bool,
+        deadline: Deadline,
+        cancel: CancelToken | None,
+    ) -> _Response:
+        guard = None
+        if stream or cancel is not None or deadline.expires_at is not None:
+            guard = _Guard(deadline, cancel)
+        upload = None if isinstance(body, bytes) else _Upload(body)
+        outer, _calls.guard = getattr(_calls, "guard", None), guard
+        try:
+            response = self._urlopen(request, body if upload is None else upload, deadline)
+        except BaseException as error:
+            if guard is not None:
+                guard.finish()
+            if upload is not None and upload.failure is not None:
+                raise upload.failure from None
+            if isinstance(error, HTTPError | OSError):
+                raise _coded(error, guard) from error
+            raise
+        finally:
+            _calls.guard = outer  # the caller's request iterator may itself make calls
+        return _Response(response, guard)
+
+    def _urlopen(
+        self, request: HTTPRequest, body: bytes | Iterator[bytes], deadline: Deadline
+    ) -> urllib3.BaseHTTPResponse:
+        options: dict[str, Any] = {
+            # Whatever would be done behind the call's back is switched off.
+            "retries": False,
+            "redirect": False,
+            "decode_content": False,
+            "preload_content": False,
+        }
+        pool = self._find_pool()
+        if deadline.expires_at is not None:
+            options["timeout"] = _connect_within(pool, deadline)
+        headers = _native(request.headers)
+        if pool.proxy is not None:
+            return self._manager.urlopen(request.method, request.url, body=body, headers=headers, **options)
+        path = request.url[self._origin_length :]
+        try:
+            return pool.urlopen(request.method, path, body=body, headers=headers, assert_same_host=False, **options)
+        except ClosedPoolError:
+            # The manager keeps a limited number of pools and has closed this one in favour of others. Nothing was sent.
+            pool = self._find_pool(closed=pool)
+            return pool.urlopen(request.method, path, body=body, headers=headers, assert_same_host=False, **options)
+
+    def _find_pool(self, closed: HTTPConnectionPool | None = None) -> HTTPConnectionPool:
+        if self._process != os.getpid():
+            self._start_over_after_fork()
+        pool = self._pool
+        if pool is None or pool is closed:
+            with self._lock:
+                pool = self._manager.connection_from_url(self._base_url)
+                _adopt(pool)
+                self._pool = pool
+        return pool
+
+    def _start_over_after_fork(self) -> None:
+        """Leave the parent its connections: sharing them, parent and child would read each other's answers."""
+        # The lock may have been held by a thread that does not exist here.
+        self._lock = threading.Lock()
+        manager = copy.copy(self._manager)
+        manager.pools = type(manager.pools)(manager.pools._maxsize)
+        self._manager = manager
+        self._owns_manager = True
+        self._pool = None
+        self._process = os.getpid()
+
+    def close(self) -> None:
+        if self._owns_manager and self._process == os.getpid():
+            self._manager.clear()
+
+
+def _native(headers: list[tuple[str, str]]) -> Mapping[str, str]:
+    plain = dict(headers)
+    return plain if len(plain) == len(headers) else HTTPHeaderDict(headers)
+
+
+def _connect_within(pool: HTTPConnectionPool, deadline: Deadline) -> urllib3.Timeout:
+    """The user's own timeouts, with connecting bounded by the deadline too: a guard has no socket before."""
+    own = pool.timeout
+    connect, read = (own.connect_timeout, own.read_timeout) if isinstance(own, urllib3.Timeout) else (own, own)
+    left = max(deadline.remaining() or 0.0, 0.001)
+    if isinstance(connect, int | float):
+        left = min(left, connect)
+    return urllib3.Timeout(connect=left, read=read)
+
+
+def _coded(error: Exception, guard: _Guard | None) -> ConnectError:
+    """What a failure of urllib3's is to the caller."""
+    if guard is not None:
+        reason = guard.reason()
+        if reason is not None:
+            return reason
+    if isinstance(error, ReadTimeoutError):
+        return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own read timeout has passed")
+    if isinstance(error, ConnectTimeoutError):
+        return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
+    if isinstance(error, NameResolutionError):
+        return ConnectError(ConnectErrorCode.UNAVAILABLE, "the server's name cannot be resolved")
+    if isinstance(error, NewConnectionError):
+        return ConnectError(ConnectErrorCode.UNAVAILABLE, "no connection to the server can be made")
+    if isinstance(error, ProtocolError) and any(isinstance(arg, RemoteDisconnected) for arg in error.args):
+        # Not sent again: the server may have closed an idle connection just as the request went out, and then it was
+        # never processed, but nothing here can tell that from a server which died over it.
+        return ConnectError(
+            ConnectErrorCode.UNAVAILABLE,
+            "the server closed the connection without an answer, most likely before it saw the request",
+        )
+    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {error}")
+
+
+class _Upload:
+    """A request body in parts, which remembers what the caller's iterator raised."""
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts = parts
+        self.failure: Exception | None = None
+
+    def __iter__(self) -> _Upload:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._parts)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self.failure = error
+            raise
+
+
+class _Response:
+    """An answer of urllib3's."""
+
+    __slots__ = ("_guard", "_response", "headers", "status")
+
+    def __init__(self, response: urllib3.BaseHTTPResponse, guard: _Guard | None) -> None:
+        self._response = response
+        self._guard = guard
+        self.status = response.status
+        self.headers = response.headers
+
+    def read(self, limit: int | None) -> bytes:
+        try:
+            length = self.headers.get("content-length")
+            if limit is None or (length is not None and length.isdigit() and int(length) <= limit):
+                return self._guarded(self._response.read())
+            parts, received = [], 0
+            while received <= limit and (chunk := self._guarded(self._response.read1(_CHUNK))):
+                parts.append(chunk)
+                received += len(chunk)
+            return b"".join(parts)
+        except (HTTPError, OSError) as error:
+            raise _coded(error, self._guard) from error
+        finally:
+            self.close()
+
+    def read_chunk(self) -> bytes:
+        try:
+            return self._guarded(self._response.read1(_CHUNK))
+        except (HTTPError, OSError) as error:
+            raise _coded(error, self._guard) from error
+
+    def _guarded(self, chunk: bytes) -> bytes:
+        # A body that ends with its connection looks complete when a guard has shut that down.
+        if self._guard is not None:
+            reason = self._guard.reason()
+            if reason is not None:
+                raise reason
+        return chunk
+
+    def interrupt(self) -> None:
+        if self._guard is not None:
+            self._guard.stop(ConnectErrorCode.CANCELED, "the stream was closed")
+
+    def close(self) -> None:
+        if self._guard is not None:
+            self._guard.finish()
+        with contextlib.suppress(OSError, HTTPError):
+            if not self._response.closed:
+                self._response.close()
+        self._response.release_conn()  # else a pool that blocks would wait for it for ever
+
+
+_calls = threading.local()
+"""The guard of the call that the thread is sending."""
+
+_owners = threading.Lock()
+"""Held while a connection changes its owner, and while a guard shuts a socket down. So a guard never hits a connection
+that has gone on to another call."""
+
+
+def _adopt(pool: HTTPConnectionPool) -> None:
+    """Have the pool's connections tell which call they serve."""
+    if issubclass(pool.ConnectionCls, _Owned):
+        return
+    pool.ConnectionCls = type("Owned" + pool.ConnectionCls.__name__, (_Owned, pool.ConnectionCls), {})
+    # Connections from before cannot tell.
+    idle = 0
+    while pool.pool is not None and not pool.pool.empty():
+        connection = pool._get_conn()
+        connection.close()
+        idle += 1
+        if idle >= pool.pool.maxsize:
+            break
+    for _ in range(idle):
+        pool._put_conn(None)
+
+
+class _Owned:
+    """A connection that knows the guard of the call it serves, if that has one."""
+
+    owner: _Guard | None = None
+
+    def connect(self) -> None:
+        super().connect()  # type: ignore[misc]
+        self._change_owner()
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        self._change_owner()
+        super().request(*args, **kwargs)  # type: ignore[misc]
+
+    def _change_owner(self) -> None:
+        guard: _Guard | None = getattr(_calls, "guard", None)
+        if guard is None and self.owner is None:
+            return
+        with _owners:
+            self.owner = guard
+            if guard is not None:
+                guard.connection = cast("HTTPConnection", self)
+                # Kept apart: with `Connection: close` the connection lets go of it before the body is read.
+                guard.socket = cast("Any", self).sock
+        if guard is not None:
+            reason = guard.reason()
+            if reason is not None:
+                raise reason
+
+
+class _Guard:
+    """What can stop one call from outside: its deadline, its token, closing its stream."""
+
+    __slots__ = ("__weakref__", "_cancel", "_deadline", "_finished", "_process", "_reason", "connection", "socket")
+
+    def __init__(self, deadline: Deadline, cancel: CancelToken | None) -> None:
+        self._deadline = deadline
+        self._cancel = cancel
+        self._reason: tuple[ConnectErrorCode, str] | None = None
+        self._finished = False
+        self._process = os.getpid()
+        self.connection: HTTPConnection | None = None
+        self.socket: socket.socket | None = None
+        if cancel is not None:
+            cancel.on_cancel(self, self._canceled)
+            if cancel.canceled:
+                raise ConnectError(ConnectErrorCode.CANCELED, "the call was canceled before it began")
+        if deadline.expires_at is not None:
+            _watchdog.watch(self, deadline.expires_at)
+
+    @property
+    def finished(self) -> bool:
+        return self._finished
+
+    def reason(self) -> ConnectError | None:
+        """Why the call was stopped, or None."""
+        if self._reason is None and self._deadline.expires_at is not None and self._deadline.expired():
+            self.expire()
+        return None if self._reason is None else ConnectError(*self._reason)
+
+    def _canceled(self) -> None:
+        self.stop(ConnectErrorCode.CANCELED, "the call was canceled")
+
+    def expire(self) -> None:
+        self.stop(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
+
+    def stop(self, code: ConnectErrorCode, message: str) -> None:
+        """Wake the thread that is blocked in the call, if it is. May be called from any thread."""
+        with _owners:
+            if self._reason is not None or self._finished:
+                return
+            self._reason = (code, message)
+            # In a child process the socket is the parent's: shutting it down here would end the call there.
+            if self.socket is None or self.connection is None or self._process != os.getpid():
+                return
+            if getattr(self.connection, "owner", None) is self:
+                with contextlib.suppress(OSError):
+                    # SSLSocket.shutdown would drop the TLS state under the other thread's hands.
+                    socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+
+    def finish(self) -> None:
+        """The call is over: nothing can stop it any more."""
+        with _owners:
+            self._finished = True
+            self.socket = self.connection = None
+        if self._cancel is not None:
+            self._cancel.forget(self)
+        if self._deadline.expires_at is not None:
+            _watchdog.forget()
+
+
+class _Watchdog:
+    """One thread for the deadlines of all calls, started with the first of them."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._heap: list[tuple[float, int, _Guard]] = []
+        self._serial = 0
+        self._over = 0
+        self._thread: threading.Thread | None = None
+
+    def watch(self, guard: _Guard, expires_at: float) -> None:
+        with self._changed:
+            self._serial += 1
+            heapq.heappush(self._heap, (expires_at, self._serial, guard))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="connectrpc-deadlines", daemon=True)
+                self._thread.start()
+            elif self._heap[0][2] is guard:
+                self._changed.notify()
+
+    def forget(self) -> None:
+        """Some guard is finished. Entries leave the heap when they are due, or when most of it is such."""
+        self._over += 1
+        if self._over > 1000 and self._over > len(self._heap) // 2:
+            with self._changed:
+                self._heap = [entry for entry in self._heap if not entry[2].finished]
+                heapq.heapify(self._heap)
+                self._over = 0
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while self._heap and self._heap[0][2].finished:
+                    heapq.heappop(self._heap)
+                if not self._heap:
+                    self._changed.wait()
+                    continue
+                left = self._heap[0][0] - time.monotonic()
+                if left > 0:
+                    self._changed.wait(left)
+                    continue
+                guard = heapq.heappop(self._heap)[2]
+            guard.expire()
+
+
+_watchdog = _Watchdog()
+
+
+def _start_over_after_fork() -> None:
+    # The child has neither the watchdog's thread nor those that may have held the locks.
+    global _owners, _watchdog
+    _owners = threading.Lock()
+    _watchdog = _Watchdog()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_over_after_fork)
