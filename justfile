@@ -33,7 +33,9 @@ alias format := fix
 
 # Types.
 mypy: protoc-gen
+    {{python}} tests/conformance/prepare.py
     mypy
+    mypy --config-file tests/conformance/mypy.ini
 
 # Tests without sockets, on every Python that is installed.
 unit-test *args:

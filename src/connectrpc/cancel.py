@@ -21,7 +21,7 @@ class CancelToken:
     __slots__ = ("_callbacks", "_canceled", "_lock")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a garbage collection may come back while it is held
         self._canceled = False
         self._callbacks: dict[object, Callable[[], None]] = {}
 

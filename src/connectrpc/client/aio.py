@@ -318,6 +318,7 @@ class _Stream(AsyncStreamOutput[T]):
         try:
             while True:
                 for message in self._messages:
+                    self._deadline.check()
                     found: T = message
                     return found
                 async with _Within(self._deadline):

@@ -227,7 +227,9 @@ def _outcome(call: Callable[[], tuple[T, Callable[[], Metadata]]]) -> UnaryOutpu
 
 def _receive(call: StreamClientCall, response: SyncResponse) -> Iterator[Any]:
     while chunk := response.read_chunk():
-        yield from call.feed(chunk)
+        for message in call.feed(chunk):
+            response.check()
+            yield message
     call.feed_end()
 
 

@@ -102,7 +102,7 @@ def wsgi_app(*services: WSGIApplication) -> WSGIApplication:
 
 def _send(response: Response, start_response: StartResponse) -> Iterable[bytes]:
     start_response(_STATUS[response.status], response.headers)
-    return (response.body,)
+    return [response.body]  # a list: servers have a short way for it
 
 
 def _request(call: ServerCall, body: _RequestBody) -> ClientRequest[Any] | ClientStream[Any]:
@@ -125,7 +125,7 @@ def _messages(call: ServerCall, body: _RequestBody) -> Iterator[Any]:
     # Some servers' read(n) waits for all of n bytes. Asking for no more than a message needs gives each one as soon as
     # it is there; a small body of known length has most likely come whole.
     whole = body.length is not None and body.length <= _CHUNK
-    while chunk := body.read(_CHUNK if whole else min(call.wanted or 1, _CHUNK)):
+    while chunk := body.read(_CHUNK if whole else min(call.wanted, _CHUNK)):
         for message in call.feed(chunk):
             call.deadline.check()
             yield message

@@ -41,6 +41,10 @@ class SyncResponse(Protocol):
         """The next bytes as soon as there are any; none at the end."""
         ...
 
+    def check(self) -> None:
+        """Raise when the deadline has passed or the call was cancelled since the last read."""
+        ...
+
     def interrupt(self) -> None:
         """Wake a thread that is reading, which fails with ``canceled``. May be called from any thread."""
         ...

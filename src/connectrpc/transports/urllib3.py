@@ -237,11 +237,14 @@ class _Response:
 
     def _guarded(self, chunk: bytes) -> bytes:
         # A body that ends with its connection looks complete when a guard has shut that down.
+        self.check()
+        return chunk
+
+    def check(self) -> None:
         if self._guard is not None:
             reason = self._guard.reason()
             if reason is not None:
                 raise reason
-        return chunk
 
     def interrupt(self) -> None:
         if self._guard is not None:
@@ -259,9 +262,10 @@ class _Response:
 _calls = threading.local()
 """The guard of the call that the thread is sending."""
 
-_owners = threading.Lock()
+_owners = threading.RLock()
 """Held while a connection changes its owner, and while a guard shuts a socket down. So a guard never hits a connection
-that has gone on to another call."""
+that has gone on to another call. Reentrant, as all locks here are: the garbage collector may close a stream that was left
+lying about while the same thread holds one."""
 
 
 def _adopt(pool: HTTPConnectionPool) -> None:
@@ -375,7 +379,7 @@ class _Watchdog:
     """One thread for the deadlines of all calls, started with the first of them."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition(threading.RLock())
         self._heap: list[tuple[float, int, _Guard]] = []
         self._serial = 0
         self._over = 0
@@ -422,7 +426,7 @@ _watchdog = _Watchdog()
 def _start_over_after_fork() -> None:
     # The child has neither the watchdog's thread nor those that may have held the locks.
     global _owners, _watchdog
-    _owners = threading.Lock()
+    _owners = threading.RLock()
     _watchdog = _Watchdog()
 
 

@@ -1,0 +1,31 @@
+"""The client under test: makes the calls that the runner wants on stdin, and tells on stdout how each went.
+
+`run.py` starts this program; by hand it needs the generated stubs on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+
+import client_async
+import client_sync
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mode", choices=["sync", "async"], required=True)
+    parser.add_argument("--parallel", type=int, default=16, help="how many calls are made at a time")
+    arguments = parser.parse_args()
+
+    # The runner wants a program to leave at once, whatever is still under way.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if arguments.mode == "sync":
+        client_sync.run(arguments.parallel)
+    else:
+        asyncio.run(client_async.run(arguments.parallel))
+
+
+if __name__ == "__main__":
+    main()

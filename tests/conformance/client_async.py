@@ -1,0 +1,204 @@
+"""The async client under test, over aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from typing import TYPE_CHECKING, TypeVar
+
+from aiohttp import ClientSession, TCPConnector
+from google.protobuf.message import Message
+
+from connectrpc.conformance.v1.client_compat_pb2 import ClientCompatRequest, ClientResponseResult
+from connectrpc.conformance.v1.config_pb2 import CODE_CANCELED
+from connectrpc.conformance.v1.service_pb2 import (
+    BidiStreamRequest,
+    ClientStreamRequest,
+    IdempotentUnaryRequest,
+    ServerStreamRequest,
+    UnaryRequest,
+    UnimplementedRequest,
+)
+from connectrpc.conformance.v1.service_pb2_connect import AsyncConformanceServiceClient
+
+import messages
+from client_calls import (
+    Cancellation,
+    answer,
+    base_url,
+    client_options,
+    failure,
+    only_message,
+    record,
+    timeout_seconds,
+    tls_context,
+    unpack,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from connectrpc.conformance.v1.client_compat_pb2 import ClientCompatResponse
+    from connectrpc.conformance.v1.service_pb2 import (
+        BidiStreamResponse,
+        ClientStreamResponse,
+        IdempotentUnaryResponse,
+        ServerStreamResponse,
+        UnaryResponse,
+    )
+    from connectrpc.streams import AsyncStreamCall
+    from connectrpc.unary import UnaryOutput
+
+__all__ = ["run"]
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+async def run(parallel: int) -> None:
+    """Answer the requests on stdin until it ends, so many at a time."""
+    slots = asyncio.Semaphore(parallel)
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def handle(request: ClientCompatRequest) -> None:
+        try:
+            response = await _response(request, http_clients.get(request))
+            messages.write(sys.stdout.buffer, response)
+        finally:
+            slots.release()
+
+    async with _HTTPClients() as http_clients:
+        while True:
+            await slots.acquire()
+            request = await asyncio.to_thread(messages.read, sys.stdin.buffer, ClientCompatRequest)
+            if request is None:
+                break
+            task = asyncio.create_task(handle(request))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        await asyncio.gather(*tasks)
+
+
+class _HTTPClients(contextlib.AsyncExitStack):
+    """The HTTP client for each TLS configuration, shared by all calls that need the same one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sessions: dict[tuple[bytes, bytes], ClientSession] = {}
+
+    def get(self, request: ClientCompatRequest) -> ClientSession:
+        key = (request.server_tls_cert, request.client_tls_creds.cert)
+        if key not in self._sessions:
+            session = ClientSession(connector=TCPConnector(ssl=tls_context(request) or True))
+            self.push_async_callback(session.close)
+            self._sessions[key] = session
+        return self._sessions[key]
+
+
+async def _response(request: ClientCompatRequest, http_client: ClientSession) -> ClientCompatResponse:
+    try:
+        async with AsyncConformanceServiceClient(base_url(request), http_client, **client_options(request)) as client:
+            return answer(request, await _Call(request, client).make())
+    except Exception:
+        return failure(request)
+
+
+class _Call:
+    """One call, and what became of it."""
+
+    def __init__(self, request: ClientCompatRequest, client: AsyncConformanceServiceClient) -> None:
+        self._request = request
+        self._client = client
+        self._headers = messages.headers_from_proto(request.request_headers)
+        self._timeout = timeout_seconds(request)
+        self._result = ClientResponseResult()
+
+    async def make(self) -> ClientResponseResult:
+        # A task of its own, for cancelling it is how asyncio cancels a call.
+        task = asyncio.create_task(self._make())
+        call_later = asyncio.get_running_loop().call_later
+        self._cancellation = Cancellation(self._request, task.cancel, call_later)
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise
+            self._result.error.code = CODE_CANCELED
+        return self._result
+
+    async def _make(self) -> None:
+        match self._request.method:
+            case "Unary":
+                await self._unary()
+            case "IdempotentUnary":
+                await self._idempotent_unary()
+            case "Unimplemented":
+                await self._unimplemented()
+            case "ClientStream":
+                await self._client_stream()
+            case "ServerStream":
+                await self._server_stream()
+            case "BidiStream":
+                await self._bidi_stream()
+            case unknown:
+                raise ValueError(f"no such method: {unknown}")
+
+    async def _unary(self) -> None:
+        message = only_message(self._request, UnaryRequest)
+        self._cancellation.request_ends()
+        self._receive_one(await self._client.call_unary(message, self._headers, self._timeout))
+
+    async def _idempotent_unary(self) -> None:
+        message = only_message(self._request, IdempotentUnaryRequest)
+        self._cancellation.request_ends()
+        self._receive_one(await self._client.call_idempotent_unary(message, self._headers, self._timeout))
+
+    async def _unimplemented(self) -> None:
+        message = only_message(self._request, UnimplementedRequest)
+        self._cancellation.request_ends()
+        # Its response has no payload.
+        record(self._result, await self._client.call_unimplemented(message, self._headers, self._timeout))
+
+    async def _client_stream(self) -> None:
+        requests = self._requests(ClientStreamRequest)
+        self._receive_one(await self._client.call_client_stream(requests, self._headers, self._timeout))
+
+    async def _server_stream(self) -> None:
+        message = only_message(self._request, ServerStreamRequest)
+        self._cancellation.request_ends()
+        await self._receive_all(self._client.call_server_stream(message, self._headers, self._timeout))
+
+    async def _bidi_stream(self) -> None:
+        requests = self._requests(BidiStreamRequest)
+        await self._receive_all(self._client.call_bidi_stream(requests, self._headers, self._timeout))
+
+    async def _requests(self, message_type: type[MessageT]) -> AsyncIterator[MessageT]:
+        self._result.num_unsent_requests = len(self._request.request_messages)
+        for packed in self._request.request_messages:
+            await asyncio.sleep(self._request.request_delay_ms / 1000)
+            yield unpack(packed, message_type)
+            self._result.num_unsent_requests -= 1
+        if self._cancellation.messages_sent():
+            # The request must not end before the cancellation comes.
+            await asyncio.Event().wait()
+        self._cancellation.request_ends()
+
+    def _receive_one(
+        self,
+        output: UnaryOutput[UnaryResponse] | UnaryOutput[IdempotentUnaryResponse] | UnaryOutput[ClientStreamResponse],
+    ) -> None:
+        message = output.message()
+        if message is not None:
+            self._result.payloads.append(message.payload)
+        record(self._result, output)
+
+    async def _receive_all(
+        self, call: AsyncStreamCall[ServerStreamResponse] | AsyncStreamCall[BidiStreamResponse]
+    ) -> None:
+        async with call as responses:
+            async for message in responses:
+                self._result.payloads.append(message.payload)
+                if self._cancellation.received(len(self._result.payloads)):
+                    # A cancellation comes when something is awaited; the next message may be there without that.
+                    await asyncio.sleep(0)
+            record(self._result, responses)

@@ -1,0 +1,189 @@
+"""The sync client under test, over urllib3."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+from google.protobuf.message import Message
+from urllib3 import PoolManager
+
+from connectrpc.client import CancelToken
+from connectrpc.conformance.v1.client_compat_pb2 import ClientCompatRequest, ClientResponseResult
+from connectrpc.conformance.v1.service_pb2 import (
+    BidiStreamRequest,
+    ClientStreamRequest,
+    IdempotentUnaryRequest,
+    ServerStreamRequest,
+    UnaryRequest,
+    UnimplementedRequest,
+)
+from connectrpc.conformance.v1.service_pb2_connect import ConformanceServiceClient
+
+import messages
+from client_calls import (
+    Cancellation,
+    answer,
+    base_url,
+    client_options,
+    failure,
+    only_message,
+    record,
+    timeout_seconds,
+    tls_context,
+    unpack,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from connectrpc.conformance.v1.client_compat_pb2 import ClientCompatResponse
+    from connectrpc.conformance.v1.service_pb2 import (
+        BidiStreamResponse,
+        ClientStreamResponse,
+        IdempotentUnaryResponse,
+        ServerStreamResponse,
+        UnaryResponse,
+    )
+    from connectrpc.streams import StreamOutput
+    from connectrpc.unary import UnaryOutput
+
+__all__ = ["run"]
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+def run(parallel: int) -> None:
+    """Answer the requests on stdin until it ends, so many at a time."""
+    http_clients = _HTTPClients(parallel)
+    stdout_lock = threading.Lock()
+
+    def handle(request: ClientCompatRequest) -> None:
+        response = _response(request, http_clients.get(request))
+        with stdout_lock:
+            messages.write(sys.stdout.buffer, response)
+
+    with ThreadPoolExecutor(parallel) as threads:
+        while (request := messages.read(sys.stdin.buffer, ClientCompatRequest)) is not None:
+            threads.submit(handle, request)
+
+
+class _HTTPClients:
+    """The HTTP client for each TLS configuration, shared by all calls that need the same one."""
+
+    def __init__(self, parallel: int) -> None:
+        self._parallel = parallel
+        self._lock = threading.Lock()
+        self._managers: dict[tuple[bytes, bytes], PoolManager] = {}
+
+    def get(self, request: ClientCompatRequest) -> PoolManager:
+        key = (request.server_tls_cert, request.client_tls_creds.cert)
+        with self._lock:
+            if key not in self._managers:
+                self._managers[key] = PoolManager(maxsize=self._parallel, ssl_context=tls_context(request))
+            return self._managers[key]
+
+
+def _response(request: ClientCompatRequest, http_client: PoolManager) -> ClientCompatResponse:
+    try:
+        with ConformanceServiceClient(base_url(request), http_client, **client_options(request)) as client:
+            return answer(request, _Call(request, client).make())
+    except Exception:
+        return failure(request)
+
+
+class _Call:
+    """One call, and what became of it."""
+
+    def __init__(self, request: ClientCompatRequest, client: ConformanceServiceClient) -> None:
+        self._request = request
+        self._client = client
+        self._headers = messages.headers_from_proto(request.request_headers)
+        self._timeout = timeout_seconds(request)
+        self._cancel = CancelToken()
+        self._cancellation = Cancellation(request, self._cancel.cancel, _call_later)
+        self._result = ClientResponseResult()
+
+    def make(self) -> ClientResponseResult:
+        match self._request.method:
+            case "Unary":
+                self._unary()
+            case "IdempotentUnary":
+                self._idempotent_unary()
+            case "Unimplemented":
+                self._unimplemented()
+            case "ClientStream":
+                self._client_stream()
+            case "ServerStream":
+                self._server_stream()
+            case "BidiStream":
+                self._bidi_stream()
+            case unknown:
+                raise ValueError(f"no such method: {unknown}")
+        return self._result
+
+    def _unary(self) -> None:
+        message = only_message(self._request, UnaryRequest)
+        self._cancellation.request_ends()
+        self._receive_one(self._client.call_unary(message, self._headers, self._timeout, cancel=self._cancel))
+
+    def _idempotent_unary(self) -> None:
+        message = only_message(self._request, IdempotentUnaryRequest)
+        self._cancellation.request_ends()
+        self._receive_one(
+            self._client.call_idempotent_unary(message, self._headers, self._timeout, cancel=self._cancel)
+        )
+
+    def _unimplemented(self) -> None:
+        message = only_message(self._request, UnimplementedRequest)
+        self._cancellation.request_ends()
+        # Its response has no payload.
+        record(
+            self._result,
+            self._client.call_unimplemented(message, self._headers, self._timeout, cancel=self._cancel),
+        )
+
+    def _client_stream(self) -> None:
+        requests = self._requests(ClientStreamRequest)
+        self._receive_one(self._client.call_client_stream(requests, self._headers, self._timeout, cancel=self._cancel))
+
+    def _server_stream(self) -> None:
+        message = only_message(self._request, ServerStreamRequest)
+        self._cancellation.request_ends()
+        self._receive_all(self._client.call_server_stream(message, self._headers, self._timeout, cancel=self._cancel))
+
+    def _bidi_stream(self) -> None:
+        requests = self._requests(BidiStreamRequest)
+        self._receive_all(self._client.call_bidi_stream(requests, self._headers, self._timeout, cancel=self._cancel))
+
+    def _requests(self, message_type: type[MessageT]) -> Iterator[MessageT]:
+        self._result.num_unsent_requests = len(self._request.request_messages)
+        for packed in self._request.request_messages:
+            time.sleep(self._request.request_delay_ms / 1000)
+            yield unpack(packed, message_type)
+            self._result.num_unsent_requests -= 1
+        if not self._cancellation.messages_sent():
+            self._cancellation.request_ends()
+
+    def _receive_one(
+        self,
+        output: UnaryOutput[UnaryResponse] | UnaryOutput[IdempotentUnaryResponse] | UnaryOutput[ClientStreamResponse],
+    ) -> None:
+        message = output.message()
+        if message is not None:
+            self._result.payloads.append(message.payload)
+        record(self._result, output)
+
+    def _receive_all(self, output: StreamOutput[ServerStreamResponse] | StreamOutput[BidiStreamResponse]) -> None:
+        with output as responses:
+            for message in responses:
+                self._result.payloads.append(message.payload)
+                self._cancellation.received(len(self._result.payloads))
+            record(self._result, responses)
+
+
+def _call_later(delay: float, function: Callable[[], object]) -> None:
+    threading.Timer(delay, function).start()
