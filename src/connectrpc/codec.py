@@ -18,6 +18,9 @@ class Codec(Protocol):
 
     Methods may raise anything: it becomes a coded error of the call, and never reaches the other side as text.
 
+    A codec may also have ``encode_deterministic(message)``, which makes equal bytes of equal messages. Only such codecs
+    are used for GET requests, whose URLs are what caches know them by.
+
     Attributes:
         name: the last part of the media type: ``"proto"`` is ``application/proto`` and ``application/connect+proto``.
     """
@@ -35,24 +38,29 @@ class Codec(Protocol):
 
 
 class ProtoCodec:
-    """Protobuf's binary encoding.
-
-    Args:
-        deterministic: equal messages become equal bytes (map entries are sorted), within one version of Protobuf.
-    """
+    """Protobuf's binary encoding."""
 
     name = "proto"
 
-    def __init__(self, *, deterministic: bool = False) -> None:
-        self._deterministic = deterministic
-
     def encode(self, message: Message) -> bytes:
-        if self._deterministic:
-            return message.SerializeToString(deterministic=True)
         return message.SerializeToString()
+
+    def encode_deterministic(self, message: Message) -> bytes:
+        """The message as bytes, with the entries of maps in order. Another version of Protobuf may have another."""
+        return message.SerializeToString(deterministic=True)
 
     def decode(self, data: bytes, message_type: type[MessageT]) -> MessageT:
         return message_type.FromString(data)
+
+
+_NOT_OBJECTS = frozenset(
+    f"google.protobuf.{name}"
+    for name in (
+        *("BoolValue", "BytesValue", "DoubleValue", "FloatValue", "Int32Value", "Int64Value", "StringValue"),
+        *("UInt32Value", "UInt64Value", "Duration", "FieldMask", "ListValue", "Timestamp", "Value"),
+    )
+)
+"""The messages that Protobuf's JSON mapping writes as something else than an object."""
 
 
 class JsonCodec:
@@ -90,20 +98,32 @@ class JsonCodec:
         self._parse = json_format.Parse
         self._to_dict = json_format.MessageToDict
         self._dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+        self._dumps_sorted = json.JSONEncoder(
+            separators=(",", ":"), ensure_ascii=False, allow_nan=False, sort_keys=True
+        ).encode
 
     def encode(self, message: Message) -> bytes:
-        value = self._to_dict(
+        return self._dumps(self._to_value(message)).encode()
+
+    def encode_deterministic(self, message: Message) -> bytes:
+        """The message as bytes, with all names and keys in order."""
+        return self._dumps_sorted(self._to_value(message)).encode()
+
+    def _to_value(self, message: Message) -> dict[str, Any]:
+        return self._to_dict(
             message,
             preserving_proto_field_name=self._preserving_proto_field_name,
             always_print_fields_with_no_presence=self._emit_default_values,
             descriptor_pool=self._descriptor_pool,
         )
-        return self._dumps(value).encode()
 
     def decode(self, data: bytes, message_type: type[MessageT]) -> MessageT:
         # Strict UTF-8: json.loads on bytes would guess among the encodings, which no peer means.
+        text = data.decode("utf-8")
+        if not text.lstrip(" \t\r\n").startswith("{") and message_type.DESCRIPTOR.full_name not in _NOT_OBJECTS:
+            raise ValueError("a message is a JSON object")  # json_format takes lists and strings for empty ones
         return self._parse(
-            data.decode("utf-8"),
+            text,
             message_type(),
             ignore_unknown_fields=self._ignore_unknown_fields,
             descriptor_pool=self._descriptor_pool,

@@ -30,6 +30,8 @@ class ConnectErrorDetail:
     __slots__ = ("debug", "type", "value")
 
     def __init__(self, type: str, value: bytes, debug: object = None) -> None:
+        if not isinstance(type, str) or not isinstance(value, bytes):
+            raise TypeError("a detail has the full name of its type, and a value in bytes")
         self.type = type
         self.value = value
         self.debug = debug
@@ -63,7 +65,7 @@ class ConnectErrorDetail:
 
         try:
             descriptor = descriptor_pool.Default().FindMessageTypeByName(self.type)
-        except KeyError:
+        except (KeyError, TypeError):  # TypeError: a name that is no valid Unicode
             return None
         message = message_factory.GetMessageClass(descriptor)()
         message.ParseFromString(self.value)
@@ -104,6 +106,10 @@ class ConnectError(Exception):
         message: str = "",
         details: Iterable[Message | ConnectErrorDetail] | None = None,
     ) -> None:
+        if not isinstance(code, ConnectErrorCode):
+            raise TypeError(f"code {code!r} is not a ConnectErrorCode")
+        if not isinstance(message, str):
+            raise TypeError(f"message {message!r} is not a string")
         super().__init__(code, message)
         self.code = code
         self.message = message

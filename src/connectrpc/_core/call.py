@@ -35,6 +35,17 @@ __all__ = [
 T = TypeVar("T")
 
 
+def checked_size(name: str, value: int) -> int:
+    """A size in bytes that somebody configured.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} must be a number of bytes, not {value!r}")
+    return value
+
+
 class ServerSettings:
     """What is the same for all calls of one service."""
 
@@ -56,8 +67,8 @@ class ServerSettings:
         require_connect_protocol_header: bool,
     ) -> None:
         self.compressions = compressions
-        self.compress_min_bytes = compress_min_bytes
-        self.read_max_bytes = read_max_bytes
+        self.compress_min_bytes = checked_size("compress_min_bytes", compress_min_bytes)
+        self.read_max_bytes = None if read_max_bytes is None else checked_size("read_max_bytes", read_max_bytes)
         self.max_timeout_ms = max_timeout_ms
         self.require_connect_protocol_header = require_connect_protocol_header
 
@@ -288,6 +299,7 @@ class ClientSettings:
         "codec",
         "compress_min_bytes",
         "extra_headers",
+        "get_url_max_bytes",
         "read_max_bytes",
         "send_compression",
         "user_agent",
@@ -302,6 +314,7 @@ class ClientSettings:
         accept_compressions: Mapping[str, Compression],
         compress_min_bytes: int,
         read_max_bytes: int | None,
+        get_url_max_bytes: int,
         extra_headers: HeaderInput | None,
         user_agent: str,
     ) -> None:
@@ -309,8 +322,9 @@ class ClientSettings:
         self.codec = codec
         self.send_compression = send_compression
         self.accept_compressions = accept_compressions
-        self.compress_min_bytes = compress_min_bytes
-        self.read_max_bytes = read_max_bytes
+        self.compress_min_bytes = checked_size("compress_min_bytes", compress_min_bytes)
+        self.read_max_bytes = None if read_max_bytes is None else checked_size("read_max_bytes", read_max_bytes)
+        self.get_url_max_bytes = checked_size("get_url_max_bytes", get_url_max_bytes)
         self.extra_headers = extra_headers
         self.user_agent = user_agent
 
@@ -326,10 +340,11 @@ class UnaryClient(abc.ABC):
     @abc.abstractmethod
     def request(
         self, message: Any, extra_headers: HeaderInput | None, timeout_ms: int | None
-    ) -> tuple[HTTPRequest, bytes]:
-        """The head and the body to send.
+    ) -> tuple[HTTPRequest, bytes | None]:
+        """The head and the body to send, None for a request that has none.
 
         Raises:
+            TypeError: ``message`` is not one of the method's.
             ValueError: ``extra_headers`` holds what cannot be sent.
         """
 
@@ -365,7 +380,11 @@ class StreamClient(abc.ABC):
 
     @abc.abstractmethod
     def send(self, message: Any) -> bytes:
-        """The part of the request's body that carries ``message``."""
+        """The part of the request's body that carries ``message``.
+
+        Raises:
+            TypeError: ``message`` is not one of the method's.
+        """
 
 
 class StreamClientCall(abc.ABC):
@@ -388,6 +407,11 @@ class StreamClientCall(abc.ABC):
         Raises:
             ConnectError: after the messages before the fault.
         """
+
+    @property
+    @abc.abstractmethod
+    def complete(self) -> bool:
+        """Whether the server has said how the stream went, so that only the end of the body may still come."""
 
     @abc.abstractmethod
     def feed_end(self) -> None:

@@ -60,7 +60,7 @@ class RequestHeaders:
         own = checked(settings.extra_headers) if settings.extra_headers else []
         if not any(name == "user-agent" for name, _ in own):
             own.append(("user-agent", settings.user_agent))
-        self._protocol = [*protocol_headers, ("connect-protocol-version", "1")]
+        self._protocol = protocol_headers
         self._own = own
         self._shared = self._protocol + own
 

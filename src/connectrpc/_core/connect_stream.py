@@ -147,8 +147,8 @@ class ConnectStreamServerCall(ServerCall):
         return envelope(COMPRESSED if compressed else 0, payload)
 
     def finish(self, error: ConnectError | None, trailers: HeaderInput | None) -> bytes:
-        payload, compressed = self._writer.compress(end_stream_to_json(error, checked(trailers) if trailers else []))
-        return envelope(END_STREAM | COMPRESSED if compressed else END_STREAM, payload)
+        # Never compressed: one thing less that can go wrong where something has.
+        return envelope(END_STREAM, end_stream_to_json(error, checked(trailers) if trailers else []))
 
 
 class ConnectStreamClient(StreamClient):
@@ -163,7 +163,11 @@ class ConnectStreamClient(StreamClient):
         self._url = settings.base_url + method.path
         self._writer = MessageWriter(settings.codec, settings.send_compression, settings.compress_min_bytes)
         # Accept-Encoding says that the body as a whole is not to be compressed, which is no part of the protocol.
-        headers = [("content-type", self.media_type), ("accept-encoding", "identity")]
+        headers = [
+            ("content-type", self.media_type),
+            ("connect-protocol-version", "1"),
+            ("accept-encoding", "identity"),
+        ]
         if settings.send_compression is not None:
             headers.append(("connect-content-encoding", settings.send_compression.name))
         if settings.accept_compressions:
@@ -177,6 +181,10 @@ class ConnectStreamClient(StreamClient):
         return HTTPRequest("POST", self._url, self._headers.build(extra_headers, timeout_ms))
 
     def send(self, message: Any) -> bytes:
+        if not isinstance(message, self.method.input):
+            raise TypeError(
+                f"{self.method.path} takes {self.method.input.DESCRIPTOR.full_name}, not {type(message).__name__}"
+            )
         payload, compressed = self._writer.write(message)
         return envelope(COMPRESSED if compressed else 0, payload)
 
@@ -232,6 +240,10 @@ class ConnectStreamClientCall(StreamClientCall):
                     raise ConnectError(ConnectErrorCode.INTERNAL, f"a message with the unknown flags {flags:#04x}")
         except ConnectError as error:
             raise self._told(error)  # noqa: B904  it is the same error
+
+    @property
+    def complete(self) -> bool:
+        return self._ended
 
     def _end(self, payload: bytes) -> None:
         self._ended = True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from connectrpc._core.call import ServerCall, ServerMethod, UnaryClient
 from connectrpc._core.connect import RequestHeaders, check_version, media_type, open_deadline
 from connectrpc._core.http import HTTPRequest, Response
-from connectrpc._core.message import MessageWriter, choose_compression, decode, decompress, too_large
+from connectrpc._core.message import MessageWriter, choose_compression, compress, decode, decompress, too_large
 from connectrpc._core.metadata import TRAILER_PREFIX, checked, split_trailers
 from connectrpc._core.wire_error import error_from_json, error_to_json
 from connectrpc.errors import ConnectError, ConnectErrorCode
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from multidict import CIMultiDict
 
     from connectrpc._core.call import ClientSettings, ServerSettings
-    from connectrpc._core.http import HeaderView, RequestHead, ResponseHead
+    from connectrpc._core.http import HeaderList, HeaderView, RequestHead, ResponseHead
     from connectrpc.codec import Codec
     from connectrpc.compression import Compression
     from connectrpc.headers import HeaderInput
     from connectrpc.method import Method
 
-__all__ = ["ConnectUnaryClient", "ConnectUnaryServerMethod"]
+__all__ = ["ConnectUnaryClient", "ConnectUnaryServerCall", "ConnectUnaryServerMethod", "accept_encoding"]
 
 
 class ConnectUnaryServerMethod(ServerMethod):
@@ -62,16 +62,18 @@ class ConnectUnaryServerCall(ServerCall):
 
     def open(self) -> None:
         head, settings = self.head, self._server.settings
-        # Before anything that can fail: errors are compressed as messages are.
-        if head.accept_encoding is not None or head.content_encoding is not None:
-            self._response_compression = choose_compression(
-                head.accept_encoding, head.content_encoding, settings.compressions
-            )
+        self._negotiate_response_compression(head.content_encoding)
         if head.connect_protocol_version != "1":
             check_version(head, settings)
         self.deadline = open_deadline(head, settings)
         if head.content_encoding is not None:
             self._request_compression = settings.find_compression(head.content_encoding)
+
+    def _negotiate_response_compression(self, sent: str | None) -> None:
+        if self.head.accept_encoding is not None or sent is not None:
+            self._response_compression = choose_compression(
+                self.head.accept_encoding, sent, self._server.settings.compressions
+            )
 
     def receive(self, body: bytes) -> Any:
         settings = self._server.settings
@@ -100,36 +102,25 @@ class ConnectUnaryServerCall(ServerCall):
         return self._server.settings.read_max_bytes
 
     def respond(self, message: Any, headers: HeaderInput | None, trailers: HeaderInput | None) -> Response:
-        return self._whole(200, self._server.media_type, self._server.codec.encode(message), headers, trailers)
+        body = self._server.codec.encode(message)
+        pairs = self._answer_headers(self._server.media_type)
+        if self._response_compression is not None:
+            settings = self._server.settings
+            compression = settings.compressions[self._response_compression]
+            body, compressed = compress(compression, body, settings.compress_min_bytes)
+            if compressed:
+                pairs.append(("content-encoding", compression.name))
+        return _whole(200, pairs, body, headers, trailers)
 
     def fail(
         self, error: ConnectError, headers: HeaderInput | None = None, trailers: HeaderInput | None = None
     ) -> Response:
-        return self._whole(error.code.http_status, "application/json", error_to_json(error), headers, trailers)
+        # Never compressed: one thing less that can go wrong where something has.
+        pairs = self._answer_headers("application/json")
+        return _whole(error.code.http_status, pairs, error_to_json(error), headers, trailers)
 
-    def _whole(
-        self,
-        status: int,
-        content_type: str,
-        body: bytes,
-        headers: HeaderInput | None,
-        trailers: HeaderInput | None,
-    ) -> Response:
-        pairs = [("content-type", content_type)]
-        if self._response_compression is not None:
-            settings = self._server.settings
-            compression = settings.compressions[self._response_compression]
-            body, compressed = MessageWriter(self._server.codec, compression, settings.compress_min_bytes).compress(
-                body
-            )
-            if compressed:
-                pairs.append(("content-encoding", compression.name))
-        pairs.append(("content-length", str(len(body))))
-        if headers:
-            pairs.extend(checked(headers))
-        if trailers:
-            pairs.extend((TRAILER_PREFIX + name, value) for name, value in checked(trailers))
-        return Response(status, pairs, body)
+    def _answer_headers(self, content_type: str) -> HeaderList:
+        return [("content-type", content_type)]
 
     # A unary method has no streams: its shells never come here.
 
@@ -153,6 +144,22 @@ class ConnectUnaryServerCall(ServerCall):
         raise NotImplementedError
 
 
+def accept_encoding(settings: ClientSettings) -> tuple[str, str]:
+    """The header of a request. Always sent: without it, HTTP libraries and proxies would accept what we do not know."""
+    return "accept-encoding", ", ".join(settings.accept_compressions) or "identity"
+
+
+def _whole(
+    status: int, pairs: HeaderList, body: bytes, headers: HeaderInput | None, trailers: HeaderInput | None
+) -> Response:
+    pairs.append(("content-length", str(len(body))))
+    if headers:
+        pairs.extend(checked(headers))
+    if trailers:
+        pairs.extend((TRAILER_PREFIX + name, value) for name, value in checked(trailers))
+    return Response(status, pairs, body)
+
+
 class ConnectUnaryClient(UnaryClient):
     """A unary method as one client calls it."""
 
@@ -168,21 +175,28 @@ class ConnectUnaryClient(UnaryClient):
             settings,
             [
                 ("content-type", self._media_type),
-                # Always sent: without it, HTTP libraries and proxies would accept what we do not know.
-                ("accept-encoding", ", ".join(settings.accept_compressions) or "identity"),
+                ("connect-protocol-version", "1"),
+                accept_encoding(settings),
             ],
         )
         self.body_limit = settings.read_max_bytes
 
     def request(
         self, message: Any, extra_headers: HeaderInput | None, timeout_ms: int | None
-    ) -> tuple[HTTPRequest, bytes]:
+    ) -> tuple[HTTPRequest, bytes | None]:
+        self._check(message)
         headers = self._headers.build(extra_headers, timeout_ms)
         body, compressed = self._writer.write(message)
         if compressed:
             assert self._settings.send_compression is not None
             headers.append(("content-encoding", self._settings.send_compression.name))
         return HTTPRequest("POST", self._url, headers), body
+
+    def _check(self, message: Any) -> None:
+        if not isinstance(message, self._method.input):
+            raise TypeError(
+                f"{self._method.path} takes a {self._method.input.DESCRIPTOR.full_name}, not a {type(message).__name__}"
+            )
 
     def response(self, status: int, headers: HeaderView, body: bytes) -> Any:
         try:

@@ -32,10 +32,12 @@ class RequestHead(abc.ABC):
         "content_type",
         "http_method",
         "path",
+        "query",
     )
 
     http_method: str
     path: str
+    query: str
     content_type: str | None
     content_encoding: str | None
     accept_encoding: str | None

@@ -134,9 +134,14 @@ class MessageWriter:
 
     def compress(self, payload: bytes) -> tuple[bytes, bool]:
         """``payload``, compressed if that is wanted, and whether it is."""
-        if self._compression is None or len(payload) < self._min_bytes:
-            return payload, False
-        return self._compression.compress(payload), True
+        return compress(self._compression, payload, self._min_bytes)
+
+
+def compress(compression: Compression | None, payload: bytes, min_bytes: int) -> tuple[bytes, bool]:
+    """``payload``, compressed if it is worth it, and whether it is."""
+    if compression is None or len(payload) < min_bytes:
+        return payload, False
+    return compression.compress(payload), True
 
 
 def choose_compression(accepted: str | None, sent: str | None, available: Mapping[str, Any]) -> str | None:

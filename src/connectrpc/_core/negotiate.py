@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from connectrpc._core.connect import media_type
+from connectrpc._core.connect_get import ConnectGetServerMethod, parse_query
 from connectrpc._core.connect_stream import ConnectStreamServerMethod
 from connectrpc._core.connect_unary import ConnectUnaryServerMethod
 from connectrpc._core.http import Response
 from connectrpc.errors import ConnectError
-from connectrpc.method import MethodKind
+from connectrpc.method import IdempotencyLevel, MethodKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +33,7 @@ class Endpoint:
         settings: the service's.
     """
 
-    __slots__ = ("_accept_post", "by_media_type", "handler", "method")
+    __slots__ = ("_accept_post", "allow", "by_encoding", "by_media_type", "handler", "method")
 
     def __init__(
         self,
@@ -44,14 +45,19 @@ class Endpoint:
         self.method = method
         self.handler = handler
         self.by_media_type: dict[str, ServerMethod] = {}
+        self.by_encoding: dict[str, ServerMethod] = {}
+        """How the method is served by GET, by the name of the codec; empty when it is not."""
         for codec in codecs:
             server: ServerMethod
             if method.kind is MethodKind.UNARY:
                 server = ConnectUnaryServerMethod(method, codec, settings)
+                if method.idempotency_level is IdempotencyLevel.NO_SIDE_EFFECTS:
+                    self.by_encoding[codec.name] = ConnectGetServerMethod(method, codec, settings)
             else:
                 server = ConnectStreamServerMethod(method, codec, settings)
             for name in server.media_types:
                 self.by_media_type[name] = server
+        self.allow = "GET, POST" if self.by_encoding else "POST"
         self._accept_post = ", ".join(self.by_media_type)
 
     def find(self, content_type: str | None) -> ServerMethod | None:
@@ -59,6 +65,14 @@ class Endpoint:
         # Most requests spell it just as we do, and need no parsing.
         found = self.by_media_type.get(content_type or "")
         return found if found is not None else self.by_media_type.get(media_type(content_type))
+
+    def find_get(self, query: str) -> ServerMethod | None:
+        """How the method is served by GET in the encoding that a query names; None when it is not."""
+        encoding = parse_query(query).get("encoding")
+        if encoding is None:
+            # Any will do to say so in the terms of the protocol.
+            return next(iter(self.by_encoding.values()))
+        return self.by_encoding.get(encoding)
 
     def unsupported_media_type(self) -> Response:
         """RFC 9110 section 15.5.16."""
@@ -70,9 +84,12 @@ def negotiate(endpoints: Mapping[str, Endpoint], head: RequestHead) -> tuple[End
     endpoint = endpoints.get(head.path)
     if endpoint is None:
         return plain_response(404, "Not Found", [])
-    if head.http_method != "POST":
-        return plain_response(405, "Method Not Allowed", [("allow", "POST")])
-    server = endpoint.find(head.content_type)
+    if head.http_method == "POST":
+        server = endpoint.find(head.content_type)
+    elif head.http_method == "GET" and endpoint.by_encoding:
+        server = endpoint.find_get(head.query)
+    else:
+        return plain_response(405, "Method Not Allowed", [("allow", endpoint.allow)])
     if server is None:
         return endpoint.unsupported_media_type()
     call = server.call(head)

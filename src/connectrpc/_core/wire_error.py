@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["end_stream_from_json", "end_stream_to_json", "error_from_json", "error_to_json"]
 
-_dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 def _error_to_object(error: ConnectError) -> dict[str, Any]:
@@ -31,6 +31,10 @@ def _detail_to_object(detail: ConnectErrorDetail) -> dict[str, Any]:
     # Connect "Error": the value is base64 without padding.
     wire: dict[str, Any] = {"type": detail.type, "value": base64.b64encode(detail.value).decode().rstrip("=")}
     if detail.debug is not None:
+        try:
+            _dumps(detail.debug)
+        except (TypeError, ValueError, RecursionError):
+            return wire  # it is no JSON value: it was for people only
         wire["debug"] = detail.debug
     return wire
 

@@ -50,6 +50,13 @@ class ClientOptions(TypedDict, total=False):
     """The largest response message, in bytes, both as it is sent and after it was decompressed. By default 4 MiB; None
     for no limit. A larger one fails the call with ``resource_exhausted``."""
 
+    use_get: bool
+    """Call methods that are marked ``NO_SIDE_EFFECTS`` by GET, so that HTTP caches can answer. By default they are
+    called by POST as all others."""
+
+    get_url_max_bytes: int
+    """The longest URL of a GET; a call whose message makes it longer goes by POST. By default 8000."""
+
     timeout_seconds: float | None
     """The deadline of calls that are not given one of their own. By default they may take for ever."""
 

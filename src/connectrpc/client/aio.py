@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import sys
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
+from connectrpc._aio import timeout
 from connectrpc._core.call import exactly_one
 from connectrpc.client.options import Procedures
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.streams import AsyncStreamCall, AsyncStreamOutput
 from connectrpc.transports import async_transport
 from connectrpc.unary import UnaryOutput
-
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:  # aiohttp depends on it where the standard library has none
-    from async_timeout import timeout
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable
@@ -321,8 +316,12 @@ class _Stream(AsyncStreamOutput[T]):
                     self._deadline.check()
                     found: T = message
                     return found
-                async with _Within(self._deadline):
-                    chunk = await self._response.read_chunk()
+                if self._call.complete and not self._response.uploaded:
+                    # The server may be waiting for the end of a request that nobody reads any more.
+                    chunk = b""
+                else:
+                    async with _Within(self._deadline):
+                        chunk = await self._response.read_chunk()
                 if not chunk:
                     self._call.feed_end()
                     break

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from connectrpc import __version__, compression
 from connectrpc._core.call import ClientSettings
+from connectrpc._core.connect_get import ConnectGetClient
 from connectrpc._core.connect_stream import ConnectStreamClient
 from connectrpc._core.connect_unary import ConnectUnaryClient
 from connectrpc._core.metadata import checked
@@ -15,6 +16,7 @@ from connectrpc._core.timeout import timeout_ms
 from connectrpc.client import ClientOptions
 from connectrpc.codec import JsonCodec, ProtoCodec
 from connectrpc.deadline import NO_DEADLINE, Deadline
+from connectrpc.method import IdempotencyLevel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +29,7 @@ __all__ = ["Procedures"]
 
 DEFAULT_READ_MAX_BYTES = 4 * 1024 * 1024
 DEFAULT_COMPRESS_MIN_BYTES = 1024
+DEFAULT_GET_URL_MAX_BYTES = 8000  # what RFC 9110 section 4.1 recommends that everybody should support
 
 USER_AGENT = f"connect-python/{__version__} (Python/{sys.version_info[0]}.{sys.version_info[1]})"
 
@@ -47,7 +50,10 @@ class Procedures:
         if options.get("protocol", "connect") != "connect":
             raise ValueError(f"protocol {options['protocol']!r} is not one that is spoken here: 'connect'")
         self.base_url = _checked_base_url(base_url)
+        self._use_get = options.get("use_get", False)
         self._default_timeout = options.get("timeout_seconds")
+        if self._default_timeout is not None and not self._default_timeout > 0:
+            raise ValueError(f"timeout_seconds must be positive, not {self._default_timeout}")
         send = options.get("send_compression")
         extra_headers = options.get("extra_headers")
         if extra_headers:
@@ -59,9 +65,14 @@ class Procedures:
             accept_compressions=compression.resolve(options.get("accept_compression")),
             compress_min_bytes=options.get("compress_min_bytes", DEFAULT_COMPRESS_MIN_BYTES),
             read_max_bytes=options.get("read_max_bytes", DEFAULT_READ_MAX_BYTES),
+            get_url_max_bytes=options.get("get_url_max_bytes", DEFAULT_GET_URL_MAX_BYTES),
             extra_headers=extra_headers,
             user_agent=USER_AGENT,
         )
+        if self._use_get and not hasattr(self._settings.codec, "encode_deterministic"):
+            raise ValueError(
+                f"use_get needs a codec with encode_deterministic(), which {self._settings.codec.name} has not"
+            )
         # Threads may fill these at the same time: they would put in equal things.
         self._unary: dict[Method[Any, Any], UnaryClient] = {}
         self._streams: dict[Method[Any, Any], StreamClient] = {}
@@ -70,7 +81,8 @@ class Procedures:
         """How a method without streams is called."""
         found = self._unary.get(method)
         if found is None:
-            found = self._unary[method] = ConnectUnaryClient(method, self._settings)
+            by_get = self._use_get and method.idempotency_level is IdempotencyLevel.NO_SIDE_EFFECTS
+            found = self._unary[method] = (ConnectGetClient if by_get else ConnectUnaryClient)(method, self._settings)
         return found
 
     def stream(self, method: Method[Any, Any]) -> StreamClient:
@@ -96,6 +108,8 @@ class Procedures:
 
 def _codec(given: str | Codec) -> Codec:
     if not isinstance(given, str):
+        if not all(hasattr(given, name) for name in ("name", "encode", "decode")):
+            raise TypeError(f"codec {given!r} is neither a name nor has the shape of a codec")
         return given
     if given not in _CODECS:
         raise ValueError(f"no codec is called {given!r}: there are {' and '.join(_CODECS)}, or give an object")
@@ -106,6 +120,12 @@ def _checked_base_url(base_url: str) -> str:
     parts = urlsplit(base_url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"base_url {base_url!r} must be like http://host or https://host:port/path")
+    try:
+        _ = parts.port
+    except ValueError as error:
+        raise ValueError(f"base_url {base_url!r} has no valid port") from error
+    if any(character.isspace() or not character.isprintable() for character in base_url):
+        raise ValueError(f"base_url {base_url!r} has characters that no URL has")
     if parts.query or parts.fragment:
         raise ValueError(f"base_url {base_url!r} must have neither a query nor a fragment")
     return base_url.rstrip("/")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
@@ -85,14 +86,14 @@ def _load(name: str) -> Compression:
 def installed() -> tuple[Compression, ...]:
     """Every compression that can be used here, the one that does most for its time first."""
     found = []
-    for name, packages in (
-        ("zstd", ("compression.zstd", "backports.zstd")),
-        ("br", ("brotli",)),
-        ("gzip", ()),
-    ):
-        if not packages or any(_is_installed(package) for package in packages):
+    for name, package in (("zstd", _ZSTD), ("br", "brotli"), ("gzip", "zlib")):
+        if _is_installed(package):
             found.append(named(name))
     return tuple(found)
+
+
+# Only asked for where it is the standard library's: on older Pythons `compression` may be anybody's package.
+_ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
 
 def _is_installed(package: str) -> bool:
@@ -106,5 +107,7 @@ def resolve(compressions: Iterable[str | Compression] | None) -> dict[str, Compr
     """Compressions by name, in the order given; all installed ones for None. ``identity`` is always understood."""
     if compressions is None:
         return {compression.name: compression for compression in installed()}
+    if isinstance(compressions, str):
+        raise TypeError(f"compressions are a list: [{compressions!r}]")
     resolved = (named(item) if isinstance(item, str) else item for item in compressions if item != "identity")
     return {compression.name: compression for compression in resolved}

@@ -10,6 +10,7 @@ __all__ = ["GzipCompression"]
 
 _GZIP = 16 + zlib.MAX_WBITS
 _STEP = 64 * 1024
+_SLICE = 8 * 1024
 
 
 class GzipCompression:
@@ -30,22 +31,28 @@ class GzipCompression:
         return compressor.compress(data) + compressor.flush()
 
     def decompress(self, data: bytes, max_bytes: int | None) -> bytes:
-        parts = []
-        left = None if max_bytes is None else max_bytes
-        while True:  # a member each: RFC 1952 section 2.2 lets several follow one another
-            member = zlib.decompressobj(_GZIP)
-            pending = data
-            while not member.eof:
-                step = _STEP if left is None else min(_STEP, left + 1)
-                part = member.decompress(pending, step)
-                if not part and not member.eof:
-                    raise EOFError("the gzip data is incomplete")
+        parts: list[bytes] = []
+        left = max_bytes
+        member = zlib.decompressobj(_GZIP)
+        taken = 0
+        pending = b""
+        while True:
+            if not pending:
+                # In small slices: what follows a member is copied at its end.
+                pending = data[taken : taken + _SLICE]
+                taken += len(pending)
+            if member.eof:  # RFC 1952 section 2.2 lets several members follow one another
+                if not pending:
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+                member = zlib.decompressobj(_GZIP)
+            exhausted = not pending
+            part = member.decompress(pending, _STEP if left is None else min(_STEP, left + 1))
+            if exhausted and not part and not member.eof:
+                raise EOFError("the gzip data is incomplete")
+            if part:
                 if left is not None:
                     left -= len(part)
                     if left < 0:
                         raise TooLargeError
                 parts.append(part)
-                pending = member.unconsumed_tail
-            data = member.unused_data
-            if not data:
-                return b"".join(parts) if len(parts) != 1 else parts[0]
+            pending = member.unused_data if member.eof else member.unconsumed_tail

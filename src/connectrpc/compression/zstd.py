@@ -15,6 +15,7 @@ else:
 __all__ = ["ZstdCompression"]
 
 _STEP = 128 * 1024
+_MAX_FRAMES = 256  # each costs a new context; senders use one
 # RFC 9659: a decoder of Content-Encoding zstd need not accept a window above 8 MiB, and an encoder must not use one.
 _OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
 
@@ -37,7 +38,7 @@ class ZstdCompression:
     def decompress(self, data: bytes, max_bytes: int | None) -> bytes:
         parts = []
         left = max_bytes
-        while True:  # a frame each: RFC 8878 section 3 lets several follow one another
+        for _ in range(_MAX_FRAMES):  # RFC 8878 section 3 lets several frames follow one another
             frame = zstd.ZstdDecompressor(options=_OPTIONS)
             pending = data
             while not frame.eof:
@@ -53,3 +54,4 @@ class ZstdCompression:
             data = frame.unused_data
             if not data:
                 return b"".join(parts)
+        raise ValueError(f"the zstd data has more than {_MAX_FRAMES} frames")

@@ -8,6 +8,7 @@ that a handler which never does pays nothing for it.
 from __future__ import annotations
 
 import asyncio
+import collections
 import inspect
 import sys
 import time
@@ -15,16 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
 
+from connectrpc._aio import timeout
 from connectrpc._core.call import messages_of
 from connectrpc._core.http import RequestHead, Response
 from connectrpc._core.negotiate import negotiate, plain_response
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import AsyncClientStream, ClientRequest
 from connectrpc.server.handlers import (
+    DRAIN_IDLE_SECONDS,
     DRAIN_MAX_BYTES,
     DRAIN_MAX_SECONDS,
     build_endpoints,
     coded,
+    failed,
     last_part,
     logger,
     merge_endpoints,
@@ -46,6 +50,8 @@ if TYPE_CHECKING:
     Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 __all__ = ["ASGIApplication", "asgi_app", "asgi_service"]
+
+_READ_AHEAD_MAX_BYTES = 64 * 1024
 
 
 class ASGIApplication:
@@ -119,8 +125,10 @@ async def _call(endpoint: Endpoint, call: ServerCall, body: _RequestBody, send: 
             if inspect.isawaitable(result):
                 result = await guard.run(result)
             response = call.answer(result)
+        except _ClientGoneError:
+            raise
         except Exception as error:
-            response = _failed(call, error)
+            response = failed(call, error)
         guard.stop()
         await body.drain()
         await _send(response, send)
@@ -137,8 +145,10 @@ async def _stream(endpoint: Endpoint, call: ServerCall, body: _RequestBody, send
         given, headers, stream = messages_of(call.method, result)
         head = call.start(headers)
         messages = given.__aiter__() if hasattr(given, "__aiter__") else _async(iter(given))
+    except _ClientGoneError:
+        raise
     except Exception as error:
-        response = _failed(call, error)
+        response = failed(call, error)
         guard.stop()
         await body.drain()
         await _send(response, send)
@@ -162,15 +172,14 @@ async def _stream(endpoint: Endpoint, call: ServerCall, body: _RequestBody, send
     except Exception as error:
         failure = coded(call, error)
     finally:
+        guard.stop()  # what cleans up is not to be disturbed
         await _close(messages, call)
-    guard.stop()
-    await _send_part(last_part(call, failure, stream), send, more=False)
-
-
-def _failed(call: ServerCall, error: Exception) -> Response:
-    if isinstance(error, _ClientGoneError):
-        raise error
-    return call.fail(coded(call, error))
+    last = last_part(call, failure, stream)
+    if not body.ended:
+        await _send_part(last, send, more=True)
+        await body.drain()
+        last = b""
+    await _send_part(last, send, more=False)
 
 
 async def _close(messages: Any, call: ServerCall) -> None:
@@ -200,11 +209,18 @@ async def _send(response: Response, send: Send) -> None:
 
 async def _send_head(status: int, headers: HeaderList, send: Send) -> None:
     pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await _send_event({"type": "http.response.start", "status": status, "headers": pairs}, send)
 
 
 async def _send_part(part: bytes, send: Send, *, more: bool) -> None:
-    await send({"type": "http.response.body", "body": part, "more_body": more})
+    await _send_event({"type": "http.response.body", "body": part, "more_body": more}, send)
+
+
+async def _send_event(event: dict[str, Any], send: Send) -> None:
+    try:
+        await send(event)
+    except Exception as error:  # ASGI 2.4: an OSError after the client has left; servers differ
+        raise _ClientGoneError from error
 
 
 async def _request(call: ServerCall, body: _RequestBody) -> ClientRequest[Any] | AsyncClientStream[Any]:
@@ -232,78 +248,84 @@ async def _messages(call: ServerCall, body: _RequestBody) -> AsyncIterator[Any]:
     call.feed_end()
 
 
-class _ClientGoneError(Exception):
+class _ClientGoneError(ConnectError):
     """The client has closed the connection, or its part of it."""
+
+    def __init__(self) -> None:
+        super().__init__(ConnectErrorCode.CANCELED, "the client has left")
 
 
 class _Guard:
     """Cancels the server's task when the call's deadline passes or its client leaves."""
 
-    __slots__ = ("_body", "_call", "_reason", "_task", "_timer", "_watcher")
+    __slots__ = ("_body", "_call", "_reason", "_stopped", "_task", "_timer")
 
     def __init__(self, call: ServerCall, body: _RequestBody) -> None:
         self._call = call
         self._body = body
+        self._stopped = False
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._watcher: asyncio.Task[None] | None = None
-        self._reason: Exception | None = None
+        self._reason: ConnectError | None = None
 
     async def run(self, awaitable: Awaitable[Any]) -> Any:
-        """What ``awaitable`` gives.
+        """What ``awaitable`` gives. Everything is awaited in here, until ``stop``.
 
         Raises:
             ConnectError: ``deadline_exceeded``: the deadline has passed meanwhile.
             _ClientGoneError: the client has left meanwhile.
         """
         try:
-            return await _Watched(awaitable, self)
-        except asyncio.CancelledError:
+            result = await _Watched(awaitable, self)
+        except (Exception, asyncio.CancelledError) as error:
             reason = self._reason
-            if reason is None or not self._ours():
+            if reason is None or (self._take_back() and isinstance(error, asyncio.CancelledError)):
                 raise
-            self._reason = None
             raise reason from None
+        if self._reason is not None:  # a handler must not go on, whatever it caught
+            self._take_back()
+            raise self._reason
+        if self._body.gone:
+            raise _ClientGoneError
+        return result
 
-    def start(self) -> None:
+    def watch(self) -> None:
         """Begin to watch: something is being waited for."""
         if self._task is None:
             self._task = asyncio.current_task()
             left = self._call.deadline.remaining()
             if left is not None:
                 self._timer = asyncio.get_running_loop().call_later(left, self._expire)
-        if self._watcher is None and self._body.ended:
-            self._watcher = asyncio.ensure_future(self._watch())
+        self._body.read_ahead(self._leave)
 
     def stop(self) -> None:
         """Watch no longer: what is still to be done is done in any case."""
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
+        self._body.stop_reading_ahead()
 
     def _expire(self) -> None:
         self._fire(ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed"))
 
-    async def _watch(self) -> None:
-        await self._body.wait_for_disconnect()
+    def _leave(self) -> None:
         self._fire(_ClientGoneError())
 
-    def _fire(self, reason: Exception) -> None:
-        if self._reason is None and self._task is not None:
+    def _fire(self, reason: ConnectError) -> None:
+        if self._reason is None and self._task is not None and not self._stopped:
             self._reason = reason
             self._task.cancel()
 
-    def _ours(self) -> bool:
-        """Take our cancellation back; whether there is no other."""
+    def _take_back(self) -> bool:
+        """Take our cancellation of the task back; whether somebody else has cancelled it too."""
         if sys.version_info >= (3, 11):
             assert self._task is not None
-            return self._task.uncancel() == 0
-        return True
+            return self._task.uncancel() > 0
+        return False
 
 
 class _Watched:
-    """Awaits something, and starts the guard only if that has to wait."""
+    """Awaits something, and has the guard watch only if that has to wait."""
 
     __slots__ = ("_awaitable", "_guard")
 
@@ -315,8 +337,8 @@ class _Watched:
         steps: Any = self._awaitable.__await__()
         try:
             pending = next(steps)
-            self._guard.start()
             while True:
+                self._guard.watch()
                 try:
                     sent = yield pending
                 except BaseException as error:
@@ -333,11 +355,12 @@ class _Head(RequestHead):
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
         self.http_method = scope["method"]
-        path, root = scope["path"], scope.get("root_path", "")
+        path, root = scope["path"], scope.get("root_path", "").rstrip("/")
         # Servers differ in whether `path` holds `root_path`.
         if root and path.startswith(root) and path[len(root) : len(root) + 1] == "/":
             path = path[len(root) :]
         self.path = path
+        self.query = scope["query_string"].decode("latin-1")
         fields = dict.fromkeys(_FIELDS)
         for name, value in scope["headers"]:
             if name in fields:
@@ -373,26 +396,35 @@ _FIELDS = (
 
 
 class _RequestBody:
-    """The body of a request.
+    """The body of a request, and the news that the client has left.
+
+    While something else is waited for, a task reads ahead, within bounds: that is how ASGI tells that a client leaves.
 
     Attributes:
-        ended: whether all of it has been received.
+        ended: whether all of it has been given out.
+        gone: whether the client has left.
         refusal: the answer to a request whose body cannot be read at all, or None.
     """
 
-    __slots__ = ("_gone", "_receive", "ended", "refusal")
+    __slots__ = ("_ahead", "_ahead_bytes", "_changed", "_reader", "_receive", "_receiving", "ended", "gone", "refusal")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self._receive = receive
-        self._gone = False
-        self.ended = False
+        self._receiving = False
+        self._reader: asyncio.Task[None] | None = None
+        self._changed: asyncio.Event | None = None
+        self._ahead: collections.deque[dict[str, Any]] | None = None
+        self._ahead_bytes = 0
+        self.gone = False
         self.refusal: Response | None = None
+        length = None
         for name, value in scope["headers"]:
             if name == b"content-length":
+                length = value
                 if not value.isdigit():
                     self.refusal = plain_response(400, "Bad Request", [])
-                # Some servers' receive() never returns when the end came with the head.
-                self.ended = not value.strip(b"0")
+        # Some servers' receive() never returns when the end came with the head.
+        self.ended = scope["method"] in ("GET", "HEAD") if length is None else not length.strip(b"0")
 
     async def read(self) -> bytes:
         """The next bytes as soon as there are any; none at the end.
@@ -401,9 +433,8 @@ class _RequestBody:
             _ClientGoneError: the client left before the end.
         """
         while not self.ended:
-            event = await self._receive()
-            if event["type"] == "http.disconnect":
-                self._gone = True
+            event = await self._next()
+            if self.gone:
                 raise _ClientGoneError
             self.ended = not event.get("more_body", False)
             chunk: bytes = event.get("body", b"")
@@ -411,21 +442,82 @@ class _RequestBody:
                 return chunk
         return b""
 
-    async def drain(self) -> None:
-        """Read what is left, within bounds, and throw it away."""
-        drained, until = 0, time.monotonic() + DRAIN_MAX_SECONDS
-        while chunk := await self.read():
-            drained += len(chunk)
-            if drained > DRAIN_MAX_BYTES or time.monotonic() > until:
-                logger.info("gave up reading a request that had its answer already")
-                return
+    async def _next(self) -> dict[str, Any]:
+        while not self._ahead and self._reader is not None and not self.gone:
+            await self._change()
+        if not self._ahead:
+            self._receiving = True
+            try:
+                return {} if self.gone else await self._event()
+            finally:
+                self._receiving = False
+        event = self._ahead.popleft()
+        self._ahead_bytes -= len(event.get("body", b""))
+        if self._changed is not None:
+            self._changed.set()
+        return event
 
-    async def wait_for_disconnect(self) -> None:
-        """Return when the client has left. Only once the body has ended."""
-        while not self._gone:
+    async def _event(self) -> dict[str, Any]:
+        try:
             event = await self._receive()
-            if event["type"] == "http.disconnect":
-                self._gone = True
-            else:
+        except Exception:  # servers differ in how they say that a client has left
+            self.gone = True
+            return {}
+        if event["type"] == "http.disconnect":
+            self.gone = True
+        return event
+
+    async def _change(self) -> None:
+        assert self._changed is not None
+        self._changed.clear()
+        await self._changed.wait()
+
+    def read_ahead(self, on_leave: Callable[[], None]) -> None:
+        """Have a task receive events, unless somebody is doing so, and call ``on_leave`` when the client has left."""
+        if self._reader is None and not self._receiving and not self.gone:
+            self._ahead = self._ahead or collections.deque()
+            self._changed = asyncio.Event()
+            self._reader = asyncio.ensure_future(self._read_ahead(self._ahead, self._changed, on_leave))
+
+    def stop_reading_ahead(self) -> None:
+        """End what ``read_ahead`` began. What it has read is still given out."""
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
+
+    async def _read_ahead(
+        self, ahead: collections.deque[dict[str, Any]], changed: asyncio.Event, on_leave: Callable[[], None]
+    ) -> None:
+        complete = self.ended
+        while True:
+            event = await self._event()
+            if self.gone:
+                changed.set()
+                on_leave()
+                return
+            if complete:
                 # A server that gives empty events for ever, without waiting, must not take the loop for itself.
                 await asyncio.sleep(0.05)
+                continue
+            complete = not event.get("more_body", False)
+            ahead.append(event)
+            self._ahead_bytes += len(event.get("body", b""))
+            changed.set()
+            while self._ahead_bytes > _READ_AHEAD_MAX_BYTES:
+                await self._change()
+
+    async def drain(self) -> None:
+        """Read what is left, within bounds, and throw it away."""
+        if self.ended:
+            return
+        drained, until = 0, time.monotonic() + DRAIN_MAX_SECONDS
+        try:
+            while drained <= DRAIN_MAX_BYTES and time.monotonic() < until:
+                async with timeout(DRAIN_IDLE_SECONDS):
+                    chunk = await self.read()
+                if not chunk:
+                    return
+                drained += len(chunk)
+        except asyncio.TimeoutError:
+            pass
+        logger.info("gave up reading a request that had its answer already")

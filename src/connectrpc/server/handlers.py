@@ -18,10 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from connectrpc._core.call import ServerCall
+    from connectrpc._core.http import Response
     from connectrpc.method import Method, Service
     from connectrpc.request import AsyncClientStream, ClientRequest, ClientStream, ServerStream
 
-__all__ = ["DRAIN_MAX_BYTES", "DRAIN_MAX_SECONDS", "build_endpoints", "coded", "last_part", "logger", "merge_endpoints"]
+__all__ = [
+    "DRAIN_IDLE_SECONDS",
+    "DRAIN_MAX_BYTES",
+    "DRAIN_MAX_SECONDS",
+    "build_endpoints",
+    "coded",
+    "failed",
+    "last_part",
+    "logger",
+    "merge_endpoints",
+]
 
 logger = logging.getLogger("connectrpc.server")
 
@@ -32,6 +43,7 @@ DEFAULT_COMPRESS_MIN_BYTES = 1024
 # it is read to its end; but not without end.
 DRAIN_MAX_BYTES = 64 * 1024 * 1024
 DRAIN_MAX_SECONDS = 10.0
+DRAIN_IDLE_SECONDS = 1.0  # a client that sends nothing more may be waiting for the answer
 
 
 def build_endpoints(service: Service, implementation: object, options: ServiceOptions) -> dict[str, Endpoint]:
@@ -128,6 +140,14 @@ def coded(call: ServerCall, error: Exception) -> ConnectError:
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
     logger.error("%s failed", call.method.path, exc_info=error)
     return ConnectError(ConnectErrorCode.UNKNOWN, "the service failed")
+
+
+def failed(call: ServerCall, error: Exception) -> Response:
+    """The whole answer that tells the client of what was raised before anything was sent."""
+    try:
+        return call.fail(coded(call, error))
+    except Exception as further:  # an error that cannot be sent
+        return call.fail(coded(call, further))
 
 
 def last_part(call: ServerCall, failure: ConnectError | None, stream: ServerStream[Any] | None) -> bytes:

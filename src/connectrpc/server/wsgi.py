@@ -19,6 +19,7 @@ from connectrpc.server.handlers import (
     DRAIN_MAX_SECONDS,
     build_endpoints,
     coded,
+    failed,
     last_part,
     logger,
     merge_endpoints,
@@ -49,6 +50,7 @@ _STATUS = {status.value: f"{status.value} {status.phrase}" for status in HTTPSta
 _STATUS[499] = "499 Client Closed Request"
 
 _CHUNK = 64 * 1024
+_LENGTH_MAX_DIGITS = 19  # 2**63 has as many, and Python is slow and then refuses to convert very long ones
 
 
 class WSGIApplication:
@@ -72,7 +74,7 @@ class WSGIApplication:
             call.deadline.check()
             response = call.answer(endpoint.handler(_request(call, body)))
         except Exception as error:
-            response = call.fail(coded(call, error))
+            response = failed(call, error)
         body.drain()
         return _send(response, start_response)
 
@@ -140,7 +142,7 @@ def _stream(endpoint: Endpoint, call: ServerCall, body: _RequestBody, start_resp
         head = call.start(headers)
         messages = iter(messages)
     except Exception as error:
-        response = call.fail(coded(call, error))
+        response = failed(call, error)
         body.drain()
         return _send(response, start_response)
     # Not in the generator: some servers want it called before the app has returned.
@@ -189,6 +191,7 @@ class _Head(RequestHead):
         self._environ = environ
         self.http_method = environ["REQUEST_METHOD"]
         self.path = get("PATH_INFO", "")
+        self.query = get("QUERY_STRING", "")
         self.content_type = get("CONTENT_TYPE")
         self.content_encoding = get("HTTP_CONTENT_ENCODING")
         self.accept_encoding = get("HTTP_ACCEPT_ENCODING")
@@ -241,7 +244,7 @@ class _RequestBody:
                 self.refusal = plain_response(411, "Length Required", [])
         elif declared:
             self.length = 0
-            if declared.isascii() and declared.isdigit():
+            if declared.isascii() and declared.isdigit() and len(declared) < _LENGTH_MAX_DIGITS:
                 self.length = int(declared)
             else:
                 self.refusal = plain_response(400, "Bad Request", [])

@@ -32,9 +32,9 @@ class AiohttpTransport:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timeout: aiohttp.ClientTimeout | None = None
 
-    async def send(self, request: HTTPRequest, body: bytes | AsyncIterator[bytes]) -> _Response:
+    async def send(self, request: HTTPRequest, body: bytes | AsyncIterator[bytes] | None) -> _Response:
         session = self._find_session()
-        upload = None if isinstance(body, bytes) else _Upload(body)
+        upload = None if body is None or isinstance(body, bytes) else _Upload(body)
         try:
             response = await session.request(
                 request.method,
@@ -124,6 +124,7 @@ class _Upload:
     def __init__(self, parts: AsyncIterator[bytes]) -> None:
         self._parts = parts
         self.failure: Exception | None = None
+        self.finished = False
 
     async def parts(self) -> AsyncIterator[bytes]:
         # aiohttp sends the head with the first part. Without this the server would not see the call before the first
@@ -132,6 +133,7 @@ class _Upload:
         try:
             async for part in self._parts:
                 yield part
+            self.finished = True
         except Exception as error:
             self.failure = error
             raise
@@ -147,6 +149,10 @@ class _Response:
         self._upload = upload
         self.status = response.status
         self.headers = cast("Any", response.headers)
+
+    @property
+    def uploaded(self) -> bool:
+        return self._upload is None or self._upload.finished
 
     async def read(self, limit: int | None) -> bytes:
         response = self._response

@@ -61,7 +61,7 @@ class SyncTransport(Protocol):
     def send(
         self,
         request: HTTPRequest,
-        body: bytes | Iterator[bytes],
+        body: bytes | Iterator[bytes] | None,
         *,
         stream: bool,
         deadline: Deadline,
@@ -71,8 +71,8 @@ class SyncTransport(Protocol):
 
         Args:
             request: the head.
-            body: all of it, or its parts as they become ready. Redirects are not followed, nothing is retried, and no
-                content coding is added or taken off.
+            body: all of it, or its parts as they become ready, or None when there is none. Redirects are not followed,
+                nothing is retried, and no content coding is added or taken off.
             stream: whether the answer will be read in chunks.
             deadline: ends the call in whatever state, reading included.
             cancel: likewise, when somebody cancels it.
@@ -96,6 +96,10 @@ class AsyncResponse(Protocol):
     def status(self) -> int: ...
     @property
     def headers(self) -> HeaderView: ...
+    @property
+    def uploaded(self) -> bool:
+        """Whether all of the request has been sent."""
+        ...
 
     async def read(self, limit: int | None) -> bytes:
         """The whole body, and its connection back to where it came from. Beyond ``limit`` bytes at least one more is
@@ -119,13 +123,13 @@ class AsyncTransport(Protocol):
     Deadlines come as such cancellations.
     """
 
-    async def send(self, request: HTTPRequest, body: bytes | AsyncIterator[bytes]) -> AsyncResponse:
+    async def send(self, request: HTTPRequest, body: bytes | AsyncIterator[bytes] | None) -> AsyncResponse:
         """Send a request and wait for the head of its answer.
 
         Args:
             request: the head.
-            body: all of it, or its parts as they become ready, while the answer may already be read. Redirects are not
-                followed, nothing is retried, and no content coding is added or taken off.
+            body: all of it, or its parts as they become ready, while the answer may already be read, or None when there
+                is none. Redirects are not followed, nothing is retried, and no content coding is added or taken off.
         """
         ...
 

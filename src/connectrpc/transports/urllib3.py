@@ -68,7 +68,7 @@ class Urllib3Transport:
     def send(
         self,
         request: HTTPRequest,
-        body: bytes | Iterator[bytes],
+        body: bytes | Iterator[bytes] | None,
         *,
         stream: bool,
         deadline: Deadline,
@@ -77,7 +77,7 @@ class Urllib3Transport:
         guard = None
         if stream or cancel is not None or deadline.expires_at is not None:
             guard = _Guard(deadline, cancel)
-        upload = None if isinstance(body, bytes) else _Upload(body)
+        upload = None if body is None or isinstance(body, bytes) else _Upload(body)
         outer, _calls.guard = getattr(_calls, "guard", None), guard
         try:
             response = self._urlopen(request, body if upload is None else upload, deadline)
@@ -94,7 +94,7 @@ class Urllib3Transport:
         return _Response(response, guard)
 
     def _urlopen(
-        self, request: HTTPRequest, body: bytes | Iterator[bytes], deadline: Deadline
+        self, request: HTTPRequest, body: bytes | Iterator[bytes] | None, deadline: Deadline
     ) -> urllib3.BaseHTTPResponse:
         options: dict[str, Any] = {
             # Whatever would be done behind the call's back is switched off.
@@ -264,8 +264,8 @@ _calls = threading.local()
 
 _owners = threading.RLock()
 """Held while a connection changes its owner, and while a guard shuts a socket down. So a guard never hits a connection
-that has gone on to another call. Reentrant, as all locks here are: the garbage collector may close a stream that was left
-lying about while the same thread holds one."""
+that has gone on to another call. Reentrant, as all locks here are: the garbage collector may close a stream that was
+left lying about while the same thread holds one."""
 
 
 def _adopt(pool: HTTPConnectionPool) -> None:
@@ -375,6 +375,9 @@ class _Guard:
             _watchdog.forget()
 
 
+_LONGEST_WAIT = 3600.0  # locks have a limit of their own, which is only weeks on some systems
+
+
 class _Watchdog:
     """One thread for the deadlines of all calls, started with the first of them."""
 
@@ -414,7 +417,7 @@ class _Watchdog:
                     continue
                 left = self._heap[0][0] - time.monotonic()
                 if left > 0:
-                    self._changed.wait(left)
+                    self._changed.wait(min(left, _LONGEST_WAIT))
                     continue
                 guard = heapq.heappop(self._heap)[2]
             guard.expire()
