@@ -1,0 +1,228 @@
+"""What users write against generated code, for the type checkers: it is checked beside that code, and never run.
+
+Each ``ignore`` stands for an error that has to be there; one that is not needed is an error itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+
+from corpus import deprecated_pb2_connect, rpc_names_pb2_connect
+from corpus.deprecated_pb2 import Message
+from corpus.kinds.v1.kinds_pb2 import (
+    ConverseRequest,
+    ConverseResponse,
+    IntroduceRequest,
+    IntroduceResponse,
+    PontificateRequest,
+    PontificateResponse,
+    SayRequest,
+    SayResponse,
+)
+from corpus.kinds.v1.kinds_pb2_connect import (
+    AsyncElizaServiceClient,
+    AsyncElizaServiceProtocol,
+    ElizaServiceClient,
+    ElizaServiceProtocol,
+    asgi_eliza_service,
+    wsgi_eliza_service,
+)
+from corpus.rpc_names_pb2 import Request, Response
+from google.protobuf.empty_pb2 import Empty
+from typing_extensions import assert_type
+
+from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.server import (
+    ASGIApplication,
+    AsyncClientStream,
+    ClientRequest,
+    ClientStream,
+    ServerResponse,
+    ServerStream,
+    WSGIApplication,
+)
+from connectrpc.streams import AsyncStreamOutput, StreamOutput
+from connectrpc.unary import UnaryOutput
+
+# --- implementations
+
+
+class Plain:
+    """Messages, lists and generators."""
+
+    def say(self, req: ClientRequest[SayRequest]) -> SayResponse:
+        return SayResponse(sentence=req.msg.sentence)
+
+    def introduce(self, req: ClientRequest[IntroduceRequest]) -> Iterator[IntroduceResponse]:
+        yield IntroduceResponse(sentence=req.msg.name)
+
+    def pontificate(self, req: ClientStream[PontificateRequest]) -> PontificateResponse:
+        return PontificateResponse(count=sum(1 for _ in req))
+
+    def converse(self, req: ClientStream[ConverseRequest]) -> Generator[ConverseResponse | ConnectError]:
+        for message in req:
+            yield ConverseResponse(sentence=message.sentence)
+        yield ConnectError(ConnectErrorCode.ABORTED, "enough")
+
+    def forget(self, _: ClientRequest[Empty]) -> Empty:
+        return Empty()
+
+
+class WithMetadata:
+    """The same with headers and trailers."""
+
+    def say(self, req: ClientRequest[SayRequest], /) -> ServerResponse[SayResponse]:
+        return ServerResponse(SayResponse(), headers={"a": "b"}, trailers={"c": ["d", "e"]})
+
+    def introduce(self, req: ClientRequest[IntroduceRequest], /) -> ServerStream[IntroduceResponse]:
+        return ServerStream([IntroduceResponse()], headers={"a": "b"})
+
+    def pontificate(self, req: ClientStream[PontificateRequest], /) -> ServerResponse[PontificateResponse]:
+        return ServerResponse(ConnectError(ConnectErrorCode.NOT_FOUND, "nobody listens"))
+
+    def converse(self, req: ClientStream[ConverseRequest], /) -> ServerStream[ConverseResponse]:
+        return ServerStream(ConverseResponse() for _ in req)
+
+    def forget(self, req: ClientRequest[Empty], /) -> ServerResponse[Empty]:
+        return ServerResponse(Empty())
+
+
+class Derived(ElizaServiceProtocol):
+    """Deriving from the protocol is allowed, not needed."""
+
+    def say(self, req: ClientRequest[SayRequest], /) -> ServerResponse[SayResponse] | SayResponse:
+        return SayResponse()
+
+
+class AsyncPlain:
+    """Messages and generators."""
+
+    async def say(self, req: ClientRequest[SayRequest]) -> SayResponse:
+        return SayResponse(sentence=req.msg.sentence)
+
+    async def introduce(self, req: ClientRequest[IntroduceRequest]) -> AsyncIterator[IntroduceResponse]:
+        yield IntroduceResponse(sentence=req.msg.name)
+
+    async def pontificate(self, req: AsyncClientStream[PontificateRequest]) -> PontificateResponse:
+        return PontificateResponse(count=len([message async for message in req]))
+
+    async def converse(
+        self, req: AsyncClientStream[ConverseRequest]
+    ) -> AsyncGenerator[ConverseResponse | ConnectError, None]:
+        async for message in req:
+            yield ConverseResponse(sentence=message.sentence)
+        yield ConnectError(ConnectErrorCode.ABORTED, "enough")
+
+    async def forget(self, _: ClientRequest[Empty]) -> Empty:
+        return Empty()
+
+
+class AsyncWithMetadata:
+    """The same with headers and trailers."""
+
+    async def say(self, req: ClientRequest[SayRequest], /) -> ServerResponse[SayResponse]:
+        return ServerResponse(SayResponse(), headers={"a": "b"}, trailers={"c": ["d", "e"]})
+
+    async def introduce(self, req: ClientRequest[IntroduceRequest], /) -> ServerStream[IntroduceResponse]:
+        return ServerStream([IntroduceResponse()], headers={"a": "b"})
+
+    async def pontificate(self, req: AsyncClientStream[PontificateRequest], /) -> ServerResponse[PontificateResponse]:
+        return ServerResponse(ConnectError(ConnectErrorCode.NOT_FOUND, "nobody listens"))
+
+    async def converse(self, req: AsyncClientStream[ConverseRequest], /) -> ServerStream[ConverseResponse]:
+        return ServerStream([ConverseResponse() async for _ in req])
+
+    async def forget(self, req: ClientRequest[Empty], /) -> ServerResponse[Empty]:
+        return ServerResponse(Empty())
+
+
+class WrongMessage(Plain):
+    def forget(self, _: ClientRequest[Empty]) -> SayResponse:  # type: ignore[override] # pyright: ignore[reportIncompatibleMethodOverride]
+        return SayResponse()
+
+
+class Incomplete:
+    def say(self, req: ClientRequest[SayRequest]) -> SayResponse:
+        return SayResponse()
+
+
+def serve() -> None:
+    assert_type(wsgi_eliza_service(Plain()), WSGIApplication)
+    assert_type(asgi_eliza_service(AsyncPlain()), ASGIApplication)
+    wsgi_eliza_service(WithMetadata(), read_max_bytes=1000, prefix="/api")
+    asgi_eliza_service(AsyncWithMetadata(), max_timeout_seconds=1.5)
+
+    wsgi_eliza_service(Plain(), unknown=1)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    wsgi_eliza_service(Plain(), read_max_bytes="1")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    wsgi_eliza_service(AsyncPlain())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    asgi_eliza_service(Plain())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    wsgi_eliza_service(WrongMessage())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    wsgi_eliza_service(Incomplete())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+def narrow(implementation: object) -> None:
+    if isinstance(implementation, ElizaServiceProtocol):
+        wsgi_eliza_service(implementation)
+
+
+def narrow_async(implementation: object) -> None:
+    if isinstance(implementation, AsyncElizaServiceProtocol):
+        asgi_eliza_service(implementation)
+
+
+# --- clients
+
+
+def call(client: ElizaServiceClient) -> None:
+    assert_type(client.base_url, str)
+    assert_type(client.say(SayRequest()), SayResponse)
+    assert_type(client.call_say(SayRequest()), UnaryOutput[SayResponse])
+    assert_type(client.introduce(IntroduceRequest()), Generator[IntroduceResponse, None, None])
+    assert_type(client.call_introduce(IntroduceRequest()), StreamOutput[IntroduceResponse])
+    assert_type(client.pontificate([PontificateRequest()]), PontificateResponse)
+    assert_type(client.call_pontificate(PontificateRequest() for _ in "ab"), UnaryOutput[PontificateResponse])
+    assert_type(client.converse(iter(())), Generator[ConverseResponse, None, None])
+    assert_type(client.call_converse([]), StreamOutput[ConverseResponse])
+
+    client.say(SayRequest(), {"x-name": "value"}, 1)
+    client.say(SayRequest(), extra_headers={"x-name": ["a", "b"]}, timeout_seconds=0.5, cancel=None)
+    client.say(IntroduceRequest())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    client.pontificate(PontificateRequest())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    client.say(SayRequest(), None, None, None)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+
+    with ElizaServiceClient("http://localhost", codec="json") as own:
+        assert_type(own, ElizaServiceClient)
+    ElizaServiceClient("http://localhost", unknown=1)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+
+
+async def call_async(client: AsyncElizaServiceClient) -> None:
+    async def requests() -> AsyncIterator[PontificateRequest]:
+        yield PontificateRequest()
+
+    assert_type(await client.say(SayRequest()), SayResponse)
+    assert_type(await client.call_say(SayRequest()), UnaryOutput[SayResponse])
+    assert_type(client.introduce(IntroduceRequest()), AsyncGenerator[IntroduceResponse, None])
+    assert_type(await client.call_introduce(IntroduceRequest()), AsyncStreamOutput[IntroduceResponse])
+    async with client.call_introduce(IntroduceRequest()) as stream:
+        assert_type(stream, AsyncStreamOutput[IntroduceResponse])
+    assert_type(await client.pontificate(requests()), PontificateResponse)
+    assert_type(await client.call_pontificate([PontificateRequest()]), UnaryOutput[PontificateResponse])
+    assert_type(client.converse([]), AsyncGenerator[ConverseResponse, None])
+    assert_type(await client.call_converse([]), AsyncStreamOutput[ConverseResponse])
+
+    await client.say(SayRequest(), cancel=None)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    async with AsyncElizaServiceClient("http://localhost", timeout_seconds=1.5) as own:
+        assert_type(own, AsyncElizaServiceClient)
+
+
+def call_awkward(client: rpc_names_pb2_connect.PythonNamesClient) -> None:
+    assert_type(client.import_(Request(), timeout_seconds=1.5), Response)
+    assert_type(client.float(Request(), timeout_seconds=1.5), Response)
+    assert_type(client.str(Request()), Response)
+
+
+def call_deprecated(client: deprecated_pb2_connect.PartlyDeprecatedClient) -> None:
+    client.current(Message())
+    client.old(Message())  # type: ignore[deprecated] # pyright: ignore[reportDeprecated]
+    client.call_old(Message())  # type: ignore[deprecated] # pyright: ignore[reportDeprecated]
+    deprecated_pb2_connect.WhollyDeprecatedClient("")  # type: ignore[deprecated] # pyright: ignore[reportDeprecated]
