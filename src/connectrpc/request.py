@@ -39,7 +39,7 @@ class Peer:
         return f"Peer(address={self.address!r}, protocol={self.protocol!r})"
 
 
-class CallInfo(Protocol):
+class _CallInfo(Protocol):
     """What a handler may ask about its call. Headers and peer are only built when asked for."""
 
     @property
@@ -55,7 +55,7 @@ class _Call:
 
     __slots__ = ("_call",)
 
-    _call: CallInfo
+    _call: _CallInfo
 
     @property
     def headers(self) -> CIMultiDict[str]:
@@ -87,7 +87,7 @@ class ClientRequest(_Call, Generic[T]):
 
     __slots__ = ("_trailers", "msg")
 
-    def __init__(self, msg: T, call: CallInfo) -> None:
+    def __init__(self, msg: T, call: _CallInfo) -> None:
         self.msg = msg
         self._call = call
         self._trailers: CIMultiDict[str] | None = None
@@ -112,7 +112,7 @@ class ClientStream(_Call, Generic[T]):
 
     __slots__ = ("_messages",)
 
-    def __init__(self, messages: Iterator[T], call: CallInfo) -> None:
+    def __init__(self, messages: Iterator[T], call: _CallInfo) -> None:
         self._messages = messages
         self._call = call
 
@@ -128,7 +128,7 @@ class AsyncClientStream(_Call, Generic[T]):
 
     __slots__ = ("_messages",)
 
-    def __init__(self, messages: AsyncIterator[T], call: CallInfo) -> None:
+    def __init__(self, messages: AsyncIterator[T], call: _CallInfo) -> None:
         self._messages = messages
         self._call = call
 

@@ -424,3 +424,15 @@ class StreamClientCall(abc.ABC):
     @abc.abstractmethod
     def metadata(self) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
         """The headers and the trailers, as far as they have come."""
+
+    def only(self, messages: list[T]) -> T:
+        """The only message of an answer that must hold one.
+
+        Raises:
+            ConnectError: ``unimplemented``.
+        """
+        try:
+            return exactly_one(messages, "response")
+        except ConnectError as error:
+            error._read_metadata = self.metadata
+            raise

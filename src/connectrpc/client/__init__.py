@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from connectrpc.codec import Codec
     from connectrpc.compression import Compression
     from connectrpc.headers import HeaderInput
+    from connectrpc.interceptors import AsyncInterceptor, Hooks, Interceptor
     from connectrpc.transports import AsyncTransport, SyncTransport
 
 __all__ = ["AsyncClient", "CancelToken", "ClientOptions", "SyncClient"]
@@ -59,6 +60,9 @@ class ClientOptions(TypedDict, total=False):
 
     timeout_seconds: float | None
     """The deadline of calls that are not given one of their own. By default they may take for ever."""
+
+    interceptors: Sequence[Interceptor | AsyncInterceptor | Hooks] | None
+    """What stands around every call, the first outermost; see ``connectrpc.interceptors``. By default nothing."""
 
     extra_headers: HeaderInput | None
     """Headers that every request carries, unless a call gives others of the same name."""

@@ -8,11 +8,14 @@ from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
+from multidict import CIMultiDict
 
 from connectrpc._aio import timeout
-from connectrpc._core.call import exactly_one
+from connectrpc._core.chain import build_chain
+from connectrpc.client.interception import coded, new_context, passing
 from connectrpc.client.options import Procedures
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.interceptors import Request, Response
 from connectrpc.streams import AsyncStreamCall, AsyncStreamOutput
 from connectrpc.transports import async_transport
 from connectrpc.unary import UnaryOutput
@@ -21,12 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable
     from types import TracebackType
 
-    from multidict import CIMultiDict
-
     from connectrpc._core.call import StreamClient, StreamClientCall
     from connectrpc.client import ClientOptions
     from connectrpc.deadline import Deadline
     from connectrpc.headers import HeaderInput
+    from connectrpc.interceptors import CallContext
     from connectrpc.method import Method
     from connectrpc.transports.base import AsyncResponse
 
@@ -81,14 +83,45 @@ class AsyncCaller:
         extra_headers: HeaderInput | None,
         timeout_seconds: float | None,
     ) -> tuple[ResT, Callable[[], Metadata]]:
-        procedure = self._procedures.unary(method)
         deadline = self._procedures.deadline(timeout_seconds)
+        if not self._procedures.interceptors:
+            return await self._send_unary(method, req, extra_headers, deadline)
+        context = new_context(method, self.base_url, deadline, extra_headers)
+        return await self._intercepted(
+            Request(context, message=req),
+            lambda request: self._send_unary(method, request.message, context.request_headers, deadline),
+        )
+
+    async def _send_unary(
+        self, method: Method[ReqT, ResT], req: ReqT, extra_headers: HeaderInput | None, deadline: Deadline
+    ) -> tuple[ResT, Callable[[], Metadata]]:
+        procedure = self._procedures.unary(method)
         request, body = procedure.request(req, extra_headers, deadline.timeout_ms)
         async with _Within(deadline):
             response = await self._transport.send(request, body)
             received = await response.read(procedure.body_limit)
         message = procedure.response(response.status, response.headers, received)
         return message, functools.partial(procedure.metadata, response.headers)
+
+    async def _intercepted(
+        self, request: Request, send: Callable[[Request], Awaitable[tuple[Any, Callable[[], Metadata]]]]
+    ) -> tuple[Any, Callable[[], Metadata]]:
+        """A call that is answered by one message, inside the client's interceptors."""
+        context = request.context
+
+        async def innermost(request: Request) -> Response:
+            try:
+                message, read_metadata = await send(request)
+            except Exception as error:
+                raise passing(context, error)  # noqa: B904  it is the same error
+            return Response(message, None, *read_metadata())
+
+        try:
+            async with _Within(context.timeout):
+                response = await build_chain(self._procedures.interceptors, innermost, asynchronous=True)(request)
+        except Exception as error:
+            raise coded(context, error)  # noqa: B904  it is the same error, or has it as its cause
+        return response.message, lambda: (response.headers, response.trailers)
 
     async def client_stream(
         self,
@@ -118,9 +151,26 @@ class AsyncCaller:
         extra_headers: HeaderInput | None,
         timeout_seconds: float | None,
     ) -> tuple[ResT, Callable[[], Metadata]]:
+        deadline = self._procedures.deadline(timeout_seconds)
+        if not self._procedures.interceptors:
+            return await self._send_client_stream(method, reqs, extra_headers, deadline)
+        context = new_context(method, self.base_url, deadline, extra_headers)
+
+        def send(request: Request) -> Awaitable[tuple[ResT, Callable[[], Metadata]]]:
+            messages: Any = request.messages
+            return self._send_client_stream(method, messages, context.request_headers, deadline)
+
+        return await self._intercepted(Request(context, messages=reqs), send)
+
+    async def _send_client_stream(
+        self,
+        method: Method[ReqT, ResT],
+        reqs: AsyncIterable[ReqT] | Iterable[ReqT],
+        extra_headers: HeaderInput | None,
+        deadline: Deadline,
+    ) -> tuple[ResT, Callable[[], Metadata]]:
         procedure = self._procedures.stream(method)
         call = procedure.call()
-        deadline = self._procedures.deadline(timeout_seconds)
         request = procedure.request(extra_headers, deadline.timeout_ms)
         messages: list[ResT] = []
         async with _Within(deadline):
@@ -133,7 +183,7 @@ class AsyncCaller:
                     call.feed_end()
             finally:
                 response.close()
-        return exactly_one(messages, "response"), call.metadata
+        return call.only(messages), call.metadata
 
     def server_stream(
         self,
@@ -182,17 +232,54 @@ class AsyncCaller:
         extra_headers: HeaderInput | None,
         timeout_seconds: float | None,
     ) -> AsyncStreamOutput[ResT]:
+        try:
+            deadline = self._procedures.deadline(timeout_seconds)
+        except ConnectError as error:
+            return _Stream(self._procedures.stream(method).call(), None, None, error)
+        if not self._procedures.interceptors:
+            return await self._begin_stream(method, reqs, extra_headers, deadline)
+        context = new_context(method, self.base_url, deadline, extra_headers)
+        request = Request(context, messages=reqs) if method.kind.client_streams else Request(context, _only(reqs))
+        begun: list[AsyncStreamOutput[Any]] = []
+
+        async def innermost(request: Request) -> Response:
+            messages: Any = (request.message,) if request.messages is None else request.messages
+            try:
+                stream = await self._begin_stream(method, messages, context.request_headers, deadline)
+            except Exception as error:
+                raise passing(context, error)  # noqa: B904  it is the same error
+            begun.append(stream)
+            failure = stream.error()
+            if failure is not None:
+                raise failure
+            response = Response(headers=stream.response_headers())
+            response.messages = _messages_of(stream, response)
+            return response
+
+        try:
+            async with _Within(deadline):
+                response = await build_chain(self._procedures.interceptors, innermost, asynchronous=True)(request)
+        except BaseException as error:
+            for stream in begun:
+                await stream.close()
+            failure = coded(context, error) if isinstance(error, Exception) else error
+            if not isinstance(failure, ConnectError):
+                raise failure  # noqa: B904  it is the same error
+            return _InterceptedStream(context, None, begun, failure)
+        return _InterceptedStream(context, response, begun, None)
+
+    async def _begin_stream(
+        self,
+        method: Method[ReqT, ResT],
+        reqs: AsyncIterable[ReqT] | Iterable[ReqT],
+        extra_headers: HeaderInput | None,
+        deadline: Deadline,
+    ) -> AsyncStreamOutput[ResT]:
         procedure = self._procedures.stream(method)
         call = procedure.call()
         try:
-            deadline = self._procedures.deadline(timeout_seconds)
             request = procedure.request(extra_headers, deadline.timeout_ms)
-            body: bytes | AsyncIterator[bytes]
-            if method.kind.client_streams:
-                body = _parts(procedure, reqs)
-            else:
-                assert isinstance(reqs, tuple)
-                body = procedure.send(reqs[0])
+            body = _parts(procedure, reqs) if method.kind.client_streams else procedure.send(_only(reqs))
             async with _Within(deadline):
                 response = await self._transport.send(request, body)
         except ConnectError as error:
@@ -203,6 +290,13 @@ class AsyncCaller:
             response.close()
             return _Stream(call, None, None, error)
         return _Stream(call, response, deadline, None)
+
+
+def _only(reqs: AsyncIterable[T] | Iterable[T]) -> T:
+    """The request of a call that takes one message."""
+    assert isinstance(reqs, tuple)
+    message: T = reqs[0]
+    return message
 
 
 class _Within:
@@ -358,3 +452,87 @@ class _Stream(AsyncStreamOutput[T]):
         if not self._done:
             raise RuntimeError("the trailers come last, and the stream is not over yet")
         return self._call.metadata()[1]
+
+
+async def _messages_of(stream: AsyncStreamOutput[T], response: Response) -> AsyncIterator[T]:
+    """A stream as interceptors see it: its error is raised, and the trailers are there when it has ended."""
+    async with stream:
+        async for message in stream:
+            yield message
+        response.trailers.extend(stream.response_trailers())
+    error = stream.error()
+    if error is not None:
+        raise error
+
+
+class _InterceptedStream(AsyncStreamOutput[T]):
+    """A streamed answer whose messages have come through interceptors.
+
+    The streams that were begun for it, of which interceptors may have made several, do the work.
+    """
+
+    __slots__ = ("_begun", "_context", "_done", "_error", "_messages", "_response")
+
+    def __init__(
+        self,
+        context: CallContext,
+        response: Response | None,
+        begun: list[AsyncStreamOutput[Any]],
+        error: ConnectError | None,
+    ) -> None:
+        messages: Any = None if response is None else response.messages
+        self._context = context
+        self._response = response
+        self._begun = begun
+        self._error = error
+        self._done = response is None
+        self._messages: Any = None if messages is None else messages.__aiter__()
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        if self._done:
+            raise StopAsyncIteration
+        try:
+            async with _Within(self._context.timeout):
+                message: T = await self._messages.__anext__()
+        except StopAsyncIteration:
+            self._done = True
+            raise
+        except Exception as error:
+            await self.close()
+            failure = coded(self._context, error)
+            if not isinstance(failure, ConnectError):
+                raise
+            self._error = failure
+            raise StopAsyncIteration from None
+        except BaseException:
+            await self.close()
+            raise
+        return message
+
+    async def close(self) -> None:
+        self._done = True
+        for stream in self._begun:
+            await stream.close()
+        if hasattr(self._messages, "aclose"):
+            await self._messages.aclose()
+
+    def done(self) -> bool:
+        return self._done
+
+    def error(self) -> ConnectError | None:
+        return self._error
+
+    def response_headers(self) -> CIMultiDict[str]:
+        if self._response is not None:
+            return self._response.headers
+        return CIMultiDict() if self._error is None else self._error.response_headers()
+
+    def response_trailers(self) -> CIMultiDict[str]:
+        if not self._done:
+            raise RuntimeError("the trailers come last, and the stream is not over yet")
+        if self._response is not None:
+            return self._response.trailers
+        return CIMultiDict() if self._error is None else self._error.response_trailers()

@@ -19,7 +19,7 @@ from connectrpc.deadline import NO_DEADLINE, Deadline
 from connectrpc.method import IdempotencyLevel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from connectrpc._core.call import StreamClient, UnaryClient
     from connectrpc.codec import Codec
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Procedures"]
 
-DEFAULT_READ_MAX_BYTES = 4 * 1024 * 1024
-DEFAULT_COMPRESS_MIN_BYTES = 1024
-DEFAULT_GET_URL_MAX_BYTES = 8000  # what RFC 9110 section 4.1 recommends that everybody should support
+_DEFAULT_READ_MAX_BYTES = 4 * 1024 * 1024
+_DEFAULT_COMPRESS_MIN_BYTES = 1024
+_DEFAULT_GET_URL_MAX_BYTES = 8000  # what RFC 9110 section 4.1 recommends that everybody should support
 
-USER_AGENT = f"connect-python/{__version__} (Python/{sys.version_info[0]}.{sys.version_info[1]})"
+_USER_AGENT = f"connect-python/{__version__} (Python/{sys.version_info[0]}.{sys.version_info[1]})"
 
 _CODECS: dict[str, Callable[[], Codec]] = {"proto": ProtoCodec, "json": JsonCodec}
 
@@ -41,6 +41,7 @@ class Procedures:
 
     Attributes:
         base_url: where the service is, without a slash at the end.
+        interceptors: what stands around the calls.
     """
 
     def __init__(self, base_url: str, options: ClientOptions) -> None:
@@ -54,6 +55,7 @@ class Procedures:
         self._default_timeout = options.get("timeout_seconds")
         if self._default_timeout is not None and not self._default_timeout > 0:
             raise ValueError(f"timeout_seconds must be positive, not {self._default_timeout}")
+        self.interceptors: Sequence[Any] = tuple(options.get("interceptors") or ())
         send = options.get("send_compression")
         extra_headers = options.get("extra_headers")
         if extra_headers:
@@ -63,11 +65,11 @@ class Procedures:
             codec=_codec(options.get("codec", "proto")),
             send_compression=next(iter(compression.resolve([send]).values()), None) if send is not None else None,
             accept_compressions=compression.resolve(options.get("accept_compression")),
-            compress_min_bytes=options.get("compress_min_bytes", DEFAULT_COMPRESS_MIN_BYTES),
-            read_max_bytes=options.get("read_max_bytes", DEFAULT_READ_MAX_BYTES),
-            get_url_max_bytes=options.get("get_url_max_bytes", DEFAULT_GET_URL_MAX_BYTES),
+            compress_min_bytes=options.get("compress_min_bytes", _DEFAULT_COMPRESS_MIN_BYTES),
+            read_max_bytes=options.get("read_max_bytes", _DEFAULT_READ_MAX_BYTES),
+            get_url_max_bytes=options.get("get_url_max_bytes", _DEFAULT_GET_URL_MAX_BYTES),
             extra_headers=extra_headers,
-            user_agent=USER_AGENT,
+            user_agent=_USER_AGENT,
         )
         if self._use_get and not hasattr(self._settings.codec, "encode_deterministic"):
             raise ValueError(

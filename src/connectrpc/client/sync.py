@@ -7,10 +7,13 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
+from multidict import CIMultiDict
 
-from connectrpc._core.call import exactly_one
+from connectrpc._core.chain import build_chain
+from connectrpc.client.interception import coded, new_context, passing
 from connectrpc.client.options import Procedures
 from connectrpc.errors import ConnectError
+from connectrpc.interceptors import Request, Response
 from connectrpc.streams import StreamOutput
 from connectrpc.transports import sync_transport
 from connectrpc.unary import UnaryOutput
@@ -18,12 +21,12 @@ from connectrpc.unary import UnaryOutput
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
-    from multidict import CIMultiDict
-
     from connectrpc._core.call import StreamClientCall
     from connectrpc.cancel import CancelToken
     from connectrpc.client import ClientOptions
+    from connectrpc.deadline import Deadline
     from connectrpc.headers import HeaderInput
+    from connectrpc.interceptors import CallContext
     from connectrpc.method import Method
     from connectrpc.transports.base import SyncResponse
 
@@ -81,13 +84,48 @@ class SyncCaller:
         timeout_seconds: float | None,
         cancel: CancelToken | None,
     ) -> tuple[ResT, Callable[[], Metadata]]:
-        procedure = self._procedures.unary(method)
         deadline = self._procedures.deadline(timeout_seconds)
+        if not self._procedures.interceptors:
+            return self._send_unary(method, req, extra_headers, deadline, cancel)
+        context = new_context(method, self.base_url, deadline, extra_headers)
+        return self._intercepted(
+            Request(context, message=req),
+            lambda request: self._send_unary(method, request.message, context.request_headers, deadline, cancel),
+        )
+
+    def _send_unary(
+        self,
+        method: Method[ReqT, ResT],
+        req: ReqT,
+        extra_headers: HeaderInput | None,
+        deadline: Deadline,
+        cancel: CancelToken | None,
+    ) -> tuple[ResT, Callable[[], Metadata]]:
+        procedure = self._procedures.unary(method)
         request, body = procedure.request(req, extra_headers, deadline.timeout_ms)
         response = self._transport.send(request, body, stream=False, deadline=deadline, cancel=cancel)
         received = response.read(procedure.body_limit)
         message = procedure.response(response.status, response.headers, received)
         return message, functools.partial(procedure.metadata, response.headers)
+
+    def _intercepted(
+        self, request: Request, send: Callable[[Request], tuple[Any, Callable[[], Metadata]]]
+    ) -> tuple[Any, Callable[[], Metadata]]:
+        """A call that is answered by one message, inside the client's interceptors."""
+        context = request.context
+
+        def innermost(request: Request) -> Response:
+            try:
+                message, read_metadata = send(request)
+            except Exception as error:
+                raise passing(context, error)  # noqa: B904  it is the same error
+            return Response(message, None, *read_metadata())
+
+        try:
+            response = build_chain(self._procedures.interceptors, innermost, asynchronous=False)(request)
+        except Exception as error:
+            raise coded(context, error)  # noqa: B904  it is the same error, or has it as its cause
+        return response.message, lambda: (response.headers, response.trailers)
 
     def client_stream(
         self,
@@ -120,8 +158,27 @@ class SyncCaller:
         timeout_seconds: float | None,
         cancel: CancelToken | None,
     ) -> tuple[ResT, Callable[[], Metadata]]:
+        deadline = self._procedures.deadline(timeout_seconds)
+        if not self._procedures.interceptors:
+            return self._send_client_stream(method, reqs, extra_headers, deadline, cancel)
+        context = new_context(method, self.base_url, deadline, extra_headers)
+
+        def send(request: Request) -> tuple[ResT, Callable[[], Metadata]]:
+            messages: Any = request.messages
+            return self._send_client_stream(method, messages, context.request_headers, deadline, cancel)
+
+        return self._intercepted(Request(context, messages=reqs), send)
+
+    def _send_client_stream(
+        self,
+        method: Method[ReqT, ResT],
+        reqs: Iterable[ReqT],
+        extra_headers: HeaderInput | None,
+        deadline: Deadline,
+        cancel: CancelToken | None,
+    ) -> tuple[ResT, Callable[[], Metadata]]:
         call = self._procedures.stream(method).call()
-        response = self._send(method, reqs, extra_headers, timeout_seconds, cancel)
+        response = self._send(method, reqs, extra_headers, deadline, cancel)
         messages: list[ResT] = []
         try:
             call.head(response.status, response.headers)
@@ -131,7 +188,7 @@ class SyncCaller:
                     break
         finally:
             response.close()
-        return exactly_one(messages, "response"), call.metadata
+        return call.only(messages), call.metadata
 
     def server_stream(
         self,
@@ -185,9 +242,52 @@ class SyncCaller:
         timeout_seconds: float | None,
         cancel: CancelToken | None,
     ) -> StreamOutput[ResT]:
+        try:
+            deadline = self._procedures.deadline(timeout_seconds)
+        except ConnectError as error:
+            return _Stream(self._procedures.stream(method).call(), None, error)
+        if not self._procedures.interceptors:
+            return self._begin_stream(method, reqs, extra_headers, deadline, cancel)
+        context = new_context(method, self.base_url, deadline, extra_headers)
+        request = Request(context, messages=reqs) if method.kind.client_streams else Request(context, next(iter(reqs)))
+        begun: list[StreamOutput[Any]] = []
+
+        def innermost(request: Request) -> Response:
+            messages: Any = (request.message,) if request.messages is None else request.messages
+            try:
+                stream = self._begin_stream(method, messages, context.request_headers, deadline, cancel)
+            except Exception as error:
+                raise passing(context, error)  # noqa: B904  it is the same error
+            begun.append(stream)
+            failure = stream.error()
+            if failure is not None:
+                raise failure
+            response = Response(headers=stream.response_headers())
+            response.messages = _messages_of(stream, response)
+            return response
+
+        try:
+            response = build_chain(self._procedures.interceptors, innermost, asynchronous=False)(request)
+        except Exception as error:
+            for stream in begun:
+                stream.close()
+            failure = coded(context, error)
+            if not isinstance(failure, ConnectError):
+                raise failure  # noqa: B904  it is the same error
+            return _InterceptedStream(context, None, begun, failure)
+        return _InterceptedStream(context, response, begun, None)
+
+    def _begin_stream(
+        self,
+        method: Method[ReqT, ResT],
+        reqs: Iterable[ReqT],
+        extra_headers: HeaderInput | None,
+        deadline: Deadline,
+        cancel: CancelToken | None,
+    ) -> StreamOutput[ResT]:
         call = self._procedures.stream(method).call()
         try:
-            response = self._send(method, reqs, extra_headers, timeout_seconds, cancel)
+            response = self._send(method, reqs, extra_headers, deadline, cancel)
         except ConnectError as error:
             return _Stream(call, None, error)
         try:
@@ -202,11 +302,10 @@ class SyncCaller:
         method: Method[Any, Any],
         reqs: Iterable[Any],
         extra_headers: HeaderInput | None,
-        timeout_seconds: float | None,
+        deadline: Deadline,
         cancel: CancelToken | None,
     ) -> SyncResponse:
         procedure = self._procedures.stream(method)
-        deadline = self._procedures.deadline(timeout_seconds)
         request = procedure.request(extra_headers, deadline.timeout_ms)
         body: bytes | Iterator[bytes]
         if method.kind.client_streams:
@@ -288,6 +387,11 @@ class _Stream(StreamOutput[T]):
             self._end(None)
         return message
 
+    def __del__(self) -> None:
+        # Whoever breaks out of a loop and forgets the stream gets its connection back all the same.
+        if not getattr(self, "_done", True):
+            self.close()
+
     def _end(self, error: ConnectError | None) -> None:
         assert self._response is not None
         with self._lock:
@@ -321,3 +425,84 @@ class _Stream(StreamOutput[T]):
         if not self._done:
             raise RuntimeError("the trailers come last, and the stream is not over yet")
         return self._call.metadata()[1]
+
+
+def _messages_of(stream: StreamOutput[T], response: Response) -> Iterator[T]:
+    """A stream as interceptors see it: its error is raised, and the trailers are there when it has ended."""
+    with stream:
+        yield from stream
+        response.trailers.extend(stream.response_trailers())
+    error = stream.error()
+    if error is not None:
+        raise error
+
+
+class _InterceptedStream(StreamOutput[T]):
+    """A streamed answer whose messages have come through interceptors.
+
+    The streams that were begun for it, of which interceptors may have made several, do the work.
+    """
+
+    __slots__ = ("_begun", "_context", "_done", "_error", "_messages", "_response")
+
+    def __init__(
+        self,
+        context: CallContext,
+        response: Response | None,
+        begun: list[StreamOutput[Any]],
+        error: ConnectError | None,
+    ) -> None:
+        messages: Any = () if response is None else response.messages
+        self._context = context
+        self._response = response
+        self._begun = begun
+        self._error = error
+        self._done = response is None
+        self._messages: Iterator[T] = iter(messages)
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        if self._done:
+            raise StopIteration
+        try:
+            return next(self._messages)
+        except StopIteration:
+            self._done = True
+            raise
+        except Exception as error:
+            self._done = True
+            failure = coded(self._context, error)
+            if not isinstance(failure, ConnectError):
+                raise
+            self._error = failure
+            raise StopIteration from None
+
+    def close(self) -> None:
+        for stream in self._begun:
+            stream.close()
+        if not self._done:
+            self._done = True
+            try:
+                self._messages.close()  # type: ignore[attr-defined]
+            except (AttributeError, ValueError):
+                pass  # no generator; or another thread is in it, and has just been woken
+
+    def done(self) -> bool:
+        return self._done
+
+    def error(self) -> ConnectError | None:
+        return self._error
+
+    def response_headers(self) -> CIMultiDict[str]:
+        if self._response is not None:
+            return self._response.headers
+        return CIMultiDict() if self._error is None else self._error.response_headers()
+
+    def response_trailers(self) -> CIMultiDict[str]:
+        if not self._done:
+            raise RuntimeError("the trailers come last, and the stream is not over yet")
+        if self._response is not None:
+            return self._response.trailers
+        return CIMultiDict() if self._error is None else self._error.response_trailers()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Compression", "TooLargeError", "installed", "named"]
+__all__ = ["Compression", "TooLargeError", "installed", "named", "resolve"]
 
 
 class TooLargeError(Exception):

@@ -35,7 +35,7 @@ from connectrpc.server.handlers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
 
     from typing_extensions import Unpack
 
@@ -92,7 +92,7 @@ def asgi_service(service: Service, implementation: object, **options: Unpack[Ser
         TypeError: an option is unknown, or the implementation is no instance.
         ValueError: an option has a value that makes no sense.
     """
-    return ASGIApplication(build_endpoints(service, implementation, options))
+    return ASGIApplication(build_endpoints(service, implementation, options, asynchronous=True))
 
 
 def asgi_app(*services: ASGIApplication) -> ASGIApplication:
@@ -137,6 +137,7 @@ async def _call(endpoint: Endpoint, call: ServerCall, body: _RequestBody, send: 
 
 
 async def _stream(endpoint: Endpoint, call: ServerCall, body: _RequestBody, send: Send, guard: _Guard) -> None:
+    given: Any = None
     try:
         call.deadline.check()
         result = endpoint.handler(await guard.run(_request(call, body)))
@@ -144,10 +145,11 @@ async def _stream(endpoint: Endpoint, call: ServerCall, body: _RequestBody, send
             result = await guard.run(result)
         given, headers, stream = messages_of(call.method, result)
         head = call.start(headers)
-        messages = given.__aiter__() if hasattr(given, "__aiter__") else _async(iter(given))
+        messages = given.__aiter__() if hasattr(given, "__aiter__") else _Plain(given)
     except _ClientGoneError:
         raise
     except Exception as error:
+        await _close(given, call)
         response = failed(call, error)
         guard.stop()
         await body.drain()
@@ -184,20 +186,31 @@ async def _stream(endpoint: Endpoint, call: ServerCall, body: _RequestBody, send
 
 async def _close(messages: Any, call: ServerCall) -> None:
     """Let a handler's generator run its ``finally``, whose failure is nobody's but its own."""
-    close = getattr(messages, "aclose", None)
-    if close is not None:
-        try:
-            await close()
-        except Exception as error:
-            coded(call, error)
-
-
-async def _async(messages: Iterator[Any]) -> AsyncIterator[Any]:
     try:
-        for message in messages:
-            yield message
-    finally:
-        close = getattr(messages, "close", None)
+        if hasattr(messages, "aclose"):
+            await messages.aclose()
+        elif hasattr(messages, "close"):
+            messages.close()
+    except Exception as error:
+        coded(call, error)
+
+
+class _Plain:
+    """A plain iterable as an asynchronous iterator."""
+
+    __slots__ = ("_messages",)
+
+    def __init__(self, messages: Iterable[Any]) -> None:
+        self._messages = iter(messages)
+
+    async def __anext__(self) -> Any:
+        try:
+            return next(self._messages)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+    def close(self) -> None:
+        close = getattr(self._messages, "close", None)
         if close is not None:
             close()
 
@@ -361,10 +374,12 @@ class _Head(RequestHead):
             path = path[len(root) :]
         self.path = path
         self.query = scope["query_string"].decode("latin-1")
-        fields = dict.fromkeys(_FIELDS)
+        fields: dict[bytes, str | None] = dict.fromkeys(_FIELDS)
         for name, value in scope["headers"]:
             if name in fields:
-                fields[name] = value.decode("latin-1")
+                text, before = value.decode("latin-1"), fields[name]
+                # RFC 9110 section 5.3: what is repeated is one list.
+                fields[name] = text if before is None else f"{before}, {text}"
         self.content_type = fields[b"content-type"]
         self.content_encoding = fields[b"content-encoding"]
         self.accept_encoding = fields[b"accept-encoding"]

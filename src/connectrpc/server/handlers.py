@@ -12,6 +12,7 @@ from connectrpc._core.negotiate import Endpoint
 from connectrpc._core.timeout import timeout_ms
 from connectrpc.codec import JsonCodec, ProtoCodec
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.server.interception import intercepted
 from connectrpc.server.options import ServiceOptions
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ __all__ = [
 
 logger = logging.getLogger("connectrpc.server")
 
-DEFAULT_READ_MAX_BYTES = 4 * 1024 * 1024
-DEFAULT_COMPRESS_MIN_BYTES = 1024
+_DEFAULT_READ_MAX_BYTES = 4 * 1024 * 1024
+_DEFAULT_COMPRESS_MIN_BYTES = 1024
 
 # What is still read of a request that has its answer already. Clients lose an answer that overtakes their request, so
 # it is read to its end; but not without end.
@@ -46,13 +47,16 @@ DRAIN_MAX_SECONDS = 10.0
 DRAIN_IDLE_SECONDS = 1.0  # a client that sends nothing more may be waiting for the answer
 
 
-def build_endpoints(service: Service, implementation: object, options: ServiceOptions) -> dict[str, Endpoint]:
+def build_endpoints(
+    service: Service, implementation: object, options: ServiceOptions, *, asynchronous: bool
+) -> dict[str, Endpoint]:
     """The endpoints of a service by path.
 
     Args:
         service: the service.
         implementation: what has a method for each of its RPCs.
         options: the service's options.
+        asynchronous: whether its handlers are awaited.
 
     Raises:
         TypeError: an option is unknown, or the implementation is no instance.
@@ -66,8 +70,8 @@ def build_endpoints(service: Service, implementation: object, options: ServiceOp
     limit = options.get("max_timeout_seconds")
     settings = ServerSettings(
         compressions=compression.resolve(options.get("compressions")),
-        compress_min_bytes=options.get("compress_min_bytes", DEFAULT_COMPRESS_MIN_BYTES),
-        read_max_bytes=options.get("read_max_bytes", DEFAULT_READ_MAX_BYTES),
+        compress_min_bytes=options.get("compress_min_bytes", _DEFAULT_COMPRESS_MIN_BYTES),
+        read_max_bytes=options.get("read_max_bytes", _DEFAULT_READ_MAX_BYTES),
         max_timeout_ms=None if limit is None else _max_timeout_ms(limit),
         require_connect_protocol_header=options.get("require_connect_protocol_header", False),
     )
@@ -77,6 +81,7 @@ def build_endpoints(service: Service, implementation: object, options: ServiceOp
     prefix = options.get("prefix", "").rstrip("/")
     if prefix and not prefix.startswith("/"):
         raise ValueError(f"prefix {prefix!r} must start with a slash")
+    interceptors = tuple(options.get("interceptors") or ())
     endpoints = {}
     for method in service.methods:
         handler = _find_handler(method, implementation)
@@ -88,6 +93,7 @@ def build_endpoints(service: Service, implementation: object, options: ServiceOp
                 method.path,
             )
             handler = _unimplemented
+        handler = intercepted(method, handler, interceptors, asynchronous=asynchronous)
         endpoints[prefix + method.path] = Endpoint(method, handler, codecs, settings)
     return endpoints
 
@@ -102,6 +108,8 @@ def _find_handler(method: Method[Any, Any], implementation: object) -> Callable[
     handler: Callable[[Any], Any] | None = getattr(implementation, method.python_name, None)
     if not callable(handler):
         return None
+    if method.python_name in getattr(implementation, "__dict__", ()):
+        return handler
     # A class that derives from the generated protocol inherits its empty methods, which serve nothing.
     for base in type(implementation).__mro__:
         if method.python_name in base.__dict__:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from connectrpc.codec import Codec
     from connectrpc.compression import Compression
+    from connectrpc.interceptors import AsyncInterceptor, Hooks, Interceptor
 
 __all__ = ["ServiceOptions"]
 
@@ -32,6 +33,9 @@ class ServiceOptions(TypedDict, total=False):
 
     codecs: Sequence[Codec] | None
     """The codecs in which the service is served. By default Protobuf's binary and JSON encodings."""
+
+    interceptors: Sequence[Interceptor | AsyncInterceptor | Hooks] | None
+    """What stands around every call, the first outermost; see ``connectrpc.interceptors``. By default nothing."""
 
     max_timeout_seconds: float | None
     """The longest that a call may take, whatever the client allows it, also when that is for ever. By default there is

@@ -86,11 +86,11 @@ def wsgi_service(service: Service, implementation: object, **options: Unpack[Ser
         TypeError: an option is unknown, or the implementation is no instance or is async.
         ValueError: an option has a value that makes no sense.
     """
-    endpoints = build_endpoints(service, implementation, options)
-    for endpoint in endpoints.values():
-        if inspect.iscoroutinefunction(endpoint.handler) or inspect.isasyncgenfunction(endpoint.handler):
-            raise TypeError(f"{endpoint.method.python_name}() is async: serve it with the asgi function")
-    return WSGIApplication(endpoints)
+    for method in service.methods:
+        handler = getattr(implementation, method.python_name, None)
+        if inspect.iscoroutinefunction(handler) or inspect.isasyncgenfunction(handler):
+            raise TypeError(f"{method.python_name}() is async: serve it with the asgi function")
+    return WSGIApplication(build_endpoints(service, implementation, options, asynchronous=False))
 
 
 def wsgi_app(*services: WSGIApplication) -> WSGIApplication:
@@ -136,41 +136,60 @@ def _messages(call: ServerCall, body: _RequestBody) -> Iterator[Any]:
 
 def _stream(endpoint: Endpoint, call: ServerCall, body: _RequestBody, start_response: StartResponse) -> Iterable[bytes]:
     """A streamed answer."""
+    given: Any = None
     try:
         call.deadline.check()
-        messages, headers, stream = messages_of(call.method, endpoint.handler(_request(call, body)))
+        given, headers, stream = messages_of(call.method, endpoint.handler(_request(call, body)))
         head = call.start(headers)
-        messages = iter(messages)
+        messages = iter(given)
     except Exception as error:
+        _close(given, call)
         response = failed(call, error)
         body.drain()
         return _send(response, start_response)
-    # Not in the generator: some servers want it called before the app has returned.
+    # Not when the first part is asked for: some servers want it called before the app has returned.
     start_response(_STATUS[head.status], head.headers)
-    return _parts(call, messages, stream, body)
+    return _StreamedBody(call, messages, stream, body)
 
 
-def _parts(
-    call: ServerCall, messages: Iterator[Any], stream: ServerStream[Any] | None, body: _RequestBody
-) -> Iterator[bytes]:
-    """The body of a streamed answer. The server closes this generator when the client goes away."""
-    failure: ConnectError | None = None
-    try:
-        yield b""  # sends the head: the client may be waiting for it while the handler waits for something else
-        for message in messages:
-            call.deadline.check()
-            if isinstance(message, ConnectError):
-                failure = message
-                break
-            yield call.send(message)
-        else:
-            call.deadline.check()
-    except Exception as error:
-        failure = coded(call, error)
-    finally:
-        _close(messages, call)
-    yield last_part(call, failure, stream)
-    body.drain()
+class _StreamedBody:
+    """The body of a streamed answer. The server closes it when it is done, or when the client has left."""
+
+    __slots__ = ("_body", "_call", "_closed", "_messages", "_stream")
+
+    def __init__(
+        self, call: ServerCall, messages: Iterator[Any], stream: ServerStream[Any] | None, body: _RequestBody
+    ) -> None:
+        self._call = call
+        self._messages = messages
+        self._stream = stream
+        self._body = body
+        self._closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        call = self._call
+        failure: ConnectError | None = None
+        try:
+            yield b""  # sends the head: the client may be waiting for it while the handler waits for something else
+            for message in self._messages:
+                call.deadline.check()
+                if isinstance(message, ConnectError):
+                    failure = message
+                    break
+                yield call.send(message)
+            else:
+                call.deadline.check()
+        except Exception as error:
+            failure = coded(call, error)
+        finally:
+            self.close()
+        yield last_part(call, failure, self._stream)
+        self._body.drain()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            _close(self._messages, self._call)
 
 
 def _close(messages: object, call: ServerCall) -> None:

@@ -24,7 +24,7 @@ def sync_transport(http_client: object | None, base_url: str) -> SyncTransport:
         from connectrpc.transports.urllib3 import Urllib3Transport
 
         return Urllib3Transport(http_client, base_url)
-    if isinstance(http_client, SyncTransport) and not _is_async(http_client.send):
+    if isinstance(http_client, SyncTransport) and _takes(http_client.send, "deadline"):
         return http_client
     raise TypeError(
         f"http_client is a {type(http_client).__qualname__}: a synchronous client takes a urllib3.PoolManager or a "
@@ -43,7 +43,7 @@ def async_transport(http_client: object | None) -> AsyncTransport:
         from connectrpc.transports.aiohttp import AiohttpTransport
 
         return AiohttpTransport(http_client)
-    if isinstance(http_client, AsyncTransport) and _is_async(http_client.send):
+    if isinstance(http_client, AsyncTransport) and _takes(http_client.send, "body"):
         return http_client
     raise TypeError(
         f"http_client is a {type(http_client).__qualname__}: an asynchronous client takes an aiohttp.ClientSession or "
@@ -56,7 +56,10 @@ def _loaded(name: str) -> ModuleType | None:
     return sys.modules.get(name)
 
 
-def _is_async(function: Any) -> bool:
-    from inspect import iscoroutinefunction
+def _takes(function: Any, parameter: str) -> bool:
+    # Many HTTP clients have a method of that name, but not of that shape. A wrapper that takes anything may.
+    from inspect import Parameter, signature
 
-    return iscoroutinefunction(function)
+    parameters = signature(function).parameters
+    kinds = {given.kind for given in parameters.values()}
+    return parameter in parameters or {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD} <= kinds

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import urllib3
 from urllib3 import HTTPHeaderDict
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import (
     ClosedPoolError,
     ConnectTimeoutError,
+    EmptyPoolError,
     HTTPError,
     NameResolutionError,
     NewConnectionError,
@@ -32,9 +34,9 @@ from urllib3.exceptions import (
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
+    import queue
     from collections.abc import Iterator, Mapping
 
-    from urllib3.connection import HTTPConnection
     from urllib3.connectionpool import HTTPConnectionPool
 
     from connectrpc._core.http import HTTPRequest
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["Urllib3Transport"]
 
 _CHUNK = 64 * 1024
+_POOL_STEP = 0.05  # how often a call that waits for a connection looks whether it was stopped
 
 
 class Urllib3Transport:
@@ -80,7 +83,7 @@ class Urllib3Transport:
         upload = None if body is None or isinstance(body, bytes) else _Upload(body)
         outer, _calls.guard = getattr(_calls, "guard", None), guard
         try:
-            response = self._urlopen(request, body if upload is None else upload, deadline)
+            response = self._urlopen(request, body if upload is None else upload, guard)
         except BaseException as error:
             if guard is not None:
                 guard.finish()
@@ -94,9 +97,11 @@ class Urllib3Transport:
         return _Response(response, guard)
 
     def _urlopen(
-        self, request: HTTPRequest, body: bytes | Iterator[bytes] | None, deadline: Deadline
+        self, request: HTTPRequest, body: bytes | Iterator[bytes] | None, guard: _Guard | None
     ) -> urllib3.BaseHTTPResponse:
         options: dict[str, Any] = {
+            "body": body,
+            "headers": _native(request.headers),
             # Whatever would be done behind the call's back is switched off.
             "retries": False,
             "redirect": False,
@@ -104,18 +109,27 @@ class Urllib3Transport:
             "preload_content": False,
         }
         pool = self._find_pool()
-        if deadline.expires_at is not None:
-            options["timeout"] = _connect_within(pool, deadline)
-        headers = _native(request.headers)
-        if pool.proxy is not None:
-            return self._manager.urlopen(request.method, request.url, body=body, headers=headers, **options)
+        if guard is not None:
+            if guard.deadline.expires_at is not None:
+                options["timeout"] = _UntilDeadline(pool.timeout, guard.deadline)
+            if pool.block:
+                options["pool_timeout"] = _POOL_STEP
         path = request.url[self._origin_length :]
-        try:
-            return pool.urlopen(request.method, path, body=body, headers=headers, assert_same_host=False, **options)
-        except ClosedPoolError:
-            # The manager keeps a limited number of pools and has closed this one in favour of others. Nothing was sent.
-            pool = self._find_pool(closed=pool)
-            return pool.urlopen(request.method, path, body=body, headers=headers, assert_same_host=False, **options)
+        while True:
+            try:
+                if pool.proxy is not None:
+                    return self._manager.urlopen(request.method, request.url, **options)
+                return pool.urlopen(request.method, path, assert_same_host=False, **options)
+            except ClosedPoolError:
+                # The manager keeps a limited number of pools and has closed this one for others. Nothing was sent.
+                pool = self._find_pool(closed=pool)
+            except EmptyPoolError:
+                # Every connection of a pool that blocks is in use. No guard can wake a thread that waits for one.
+                reason = None if guard is None else guard.reason()
+                if reason is not None:
+                    raise reason from None
+                if guard is None:
+                    raise
 
     def _find_pool(self, closed: HTTPConnectionPool | None = None) -> HTTPConnectionPool:
         if self._process != os.getpid():
@@ -130,7 +144,10 @@ class Urllib3Transport:
 
     def _start_over_after_fork(self) -> None:
         """Leave the parent its connections: sharing them, parent and child would read each other's answers."""
-        # The lock may have been held by a thread that does not exist here.
+        # Kept for good: pools take their locks when they are collected, and a thread that is not here may hold one.
+        _inherited.append((self._manager, self._pool))
+        if self._pool is not None and self._pool.pool is not None:
+            _renew_lock(self._pool.pool)  # for the same reason: urllib3 closes pools when the process exits
         self._lock = threading.Lock()
         manager = copy.copy(self._manager)
         manager.pools = type(manager.pools)(manager.pools._maxsize)
@@ -141,7 +158,22 @@ class Urllib3Transport:
 
     def close(self) -> None:
         if self._owns_manager and self._process == os.getpid():
+            with self._lock:
+                pool, self._pool = self._pool, None
             self._manager.clear()
+            if pool is not None:
+                pool.close()
+
+
+_inherited: list[object] = []
+"""What a child process must never touch nor collect."""
+
+
+def _renew_lock(queue: queue.Queue[Any]) -> None:
+    queue.mutex = threading.Lock()
+    queue.not_empty = threading.Condition(queue.mutex)
+    queue.not_full = threading.Condition(queue.mutex)
+    queue.all_tasks_done = threading.Condition(queue.mutex)
 
 
 def _native(headers: list[tuple[str, str]]) -> Mapping[str, str]:
@@ -149,14 +181,24 @@ def _native(headers: list[tuple[str, str]]) -> Mapping[str, str]:
     return plain if len(plain) == len(headers) else HTTPHeaderDict(headers)
 
 
-def _connect_within(pool: HTTPConnectionPool, deadline: Deadline) -> urllib3.Timeout:
-    """The user's own timeouts, with connecting bounded by the deadline too: a guard has no socket before."""
-    own = pool.timeout
-    connect, read = (own.connect_timeout, own.read_timeout) if isinstance(own, urllib3.Timeout) else (own, own)
-    left = max(deadline.remaining() or 0.0, 0.001)
-    if isinstance(connect, int | float):
-        left = min(left, connect)
-    return urllib3.Timeout(connect=left, read=read)
+class _UntilDeadline(urllib3.Timeout):
+    """The user's own timeouts, with connecting bounded by the deadline too, whenever that begins."""
+
+    def __init__(self, own: Any, deadline: Deadline) -> None:
+        if not isinstance(own, urllib3.Timeout):
+            own = urllib3.Timeout(own)
+        super().__init__(connect=own._connect, read=own._read, total=own.total)
+        self._own = own
+        self._deadline = deadline
+
+    def clone(self) -> _UntilDeadline:
+        return _UntilDeadline(self._own, self._deadline)
+
+    @property
+    def connect_timeout(self) -> float:
+        left = max(self._deadline.remaining() or 0.0, 0.001)  # zero would mean not to block at all
+        connect = super().connect_timeout
+        return min(left, connect) if isinstance(connect, int | float) else left
 
 
 def _coded(error: Exception, guard: _Guard | None) -> ConnectError:
@@ -165,6 +207,8 @@ def _coded(error: Exception, guard: _Guard | None) -> ConnectError:
         reason = guard.reason()
         if reason is not None:
             return reason
+    if isinstance(error, EmptyPoolError):
+        return ConnectError(ConnectErrorCode.UNAVAILABLE, "all connections of the HTTP client's pool are in use")
     if isinstance(error, ReadTimeoutError):
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own read timeout has passed")
     if isinstance(error, ConnectTimeoutError):
@@ -286,47 +330,93 @@ def _adopt(pool: HTTPConnectionPool) -> None:
 
 
 class _Owned:
-    """A connection that knows the guard of the call it serves, if that has one."""
+    """A connection that knows the guard of the call it serves, if that has one. Mixed into the pool's own class."""
 
     owner: _Guard | None = None
 
     def connect(self) -> None:
         super().connect()  # type: ignore[misc]
-        self._change_owner()
+        self._serve(cast("Any", self).sock)
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        self._change_owner()
+        connection = cast("Any", self)
+        if not self._serve(connection.sock):
+            connection.close()  # the call before was stopped when it had just been answered; http.client connects anew
         super().request(*args, **kwargs)  # type: ignore[misc]
 
-    def _change_owner(self) -> None:
+    def _serve(self, sock: socket.socket | None) -> bool:
+        """Tell the guard of the call which socket it is to stop. Whether that is one which no other guard has stopped.
+
+        Raises:
+            ConnectError: the call was stopped already.
+        """
         guard: _Guard | None = getattr(_calls, "guard", None)
         if guard is None and self.owner is None:
-            return
+            return True
         with _owners:
+            intact = self.owner is None or self.owner is guard or self.owner.stopped is not sock or sock is None
             self.owner = guard
             if guard is not None:
-                guard.connection = cast("HTTPConnection", self)
+                guard.connection = self
                 # Kept apart: with `Connection: close` the connection lets go of it before the body is read.
-                guard.socket = cast("Any", self).sock
+                guard.socket = sock
         if guard is not None:
             reason = guard.reason()
             if reason is not None:
                 raise reason
+        return intact
+
+    def _new_conn(self) -> socket.socket:
+        inherited = super()._new_conn  # type: ignore[misc]
+        if getattr(_calls, "guard", None) is None or inherited.__func__ is not HTTPConnection._new_conn:
+            sock: socket.socket = inherited()  # such as a proxy's: the connect timeout bounds it
+            return sock
+        return self._connect_guarded(cast("HTTPConnection", self))
+
+    def _connect_guarded(self, connection: HTTPConnection) -> socket.socket:
+        """What urllib3 does to connect, but that a guard knows the socket before it waits for it."""
+        try:
+            addresses = socket.getaddrinfo(connection.host.strip("[]"), connection.port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            raise NameResolutionError(connection.host, connection, error) from error
+        failure: Exception = OSError("the name has no address")
+        for family, kind, protocol, _, address in addresses:
+            sock = socket.socket(family, kind, protocol)
+            try:
+                for option in connection.socket_options or ():
+                    sock.setsockopt(*option)
+                if connection.timeout is None or isinstance(connection.timeout, int | float):
+                    sock.settimeout(connection.timeout)
+                if connection.source_address:
+                    sock.bind(connection.source_address)
+                self._serve(sock)
+                sock.connect(address)
+                return sock
+            except OSError as error:
+                sock.close()
+                failure = error
+            except BaseException:
+                sock.close()
+                raise
+        if isinstance(failure, TimeoutError):
+            raise ConnectTimeoutError(connection, f"connecting to {connection.host} timed out") from failure
+        raise NewConnectionError(connection, f"no connection: {failure}") from failure
 
 
 class _Guard:
     """What can stop one call from outside: its deadline, its token, closing its stream."""
 
-    __slots__ = ("__weakref__", "_cancel", "_deadline", "_finished", "_process", "_reason", "connection", "socket")
+    __slots__ = ("_cancel", "_finished", "_process", "_reason", "connection", "deadline", "socket", "stopped")
 
     def __init__(self, deadline: Deadline, cancel: CancelToken | None) -> None:
-        self._deadline = deadline
+        self.deadline = deadline
         self._cancel = cancel
         self._reason: tuple[ConnectErrorCode, str] | None = None
         self._finished = False
         self._process = os.getpid()
-        self.connection: HTTPConnection | None = None
+        self.connection: _Owned | None = None
         self.socket: socket.socket | None = None
+        self.stopped: socket.socket | None = None
         if cancel is not None:
             cancel.on_cancel(self, self._canceled)
             if cancel.canceled:
@@ -340,7 +430,7 @@ class _Guard:
 
     def reason(self) -> ConnectError | None:
         """Why the call was stopped, or None."""
-        if self._reason is None and self._deadline.expires_at is not None and self._deadline.expired():
+        if self._reason is None and self.deadline.expires_at is not None and self.deadline.expired():
             self.expire()
         return None if self._reason is None else ConnectError(*self._reason)
 
@@ -359,7 +449,8 @@ class _Guard:
             # In a child process the socket is the parent's: shutting it down here would end the call there.
             if self.socket is None or self.connection is None or self._process != os.getpid():
                 return
-            if getattr(self.connection, "owner", None) is self:
+            if self.connection.owner is self:
+                self.stopped = self.socket
                 with contextlib.suppress(OSError):
                     # SSLSocket.shutdown would drop the TLS state under the other thread's hands.
                     socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
@@ -371,7 +462,7 @@ class _Guard:
             self.socket = self.connection = None
         if self._cancel is not None:
             self._cancel.forget(self)
-        if self._deadline.expires_at is not None:
+        if self.deadline.expires_at is not None:
             _watchdog.forget()
 
 

@@ -1,0 +1,50 @@
+"""What both colours do around a client's interceptors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from multidict import CIMultiDict
+
+from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.headers import iter_headers
+from connectrpc.interceptors import CallContext
+from connectrpc.request import Peer
+
+if TYPE_CHECKING:
+    from connectrpc.deadline import Deadline
+    from connectrpc.headers import HeaderInput
+    from connectrpc.method import Method
+
+__all__ = ["coded", "new_context", "passing"]
+
+_OWN = object()
+"""The key under which a context keeps an exception that is none of the interceptors'."""
+
+
+def new_context(
+    method: Method[Any, Any], base_url: str, deadline: Deadline, extra_headers: HeaderInput | None
+) -> CallContext:
+    """The context of a call that begins."""
+    return CallContext(
+        method=method,
+        peer=Peer(base_url, "connect"),
+        timeout=deadline,
+        request_headers=CIMultiDict(iter_headers(extra_headers or {})),
+        is_client=True,
+    )
+
+
+def passing(context: CallContext, error: Exception) -> Exception:
+    """Note that ``error`` comes from the call itself: the caller's own iterator, or a wrong argument."""
+    context.values[_OWN] = error
+    return error
+
+
+def coded(context: CallContext, error: Exception) -> Exception:
+    """What the caller sees of an exception that left the interceptors."""
+    if isinstance(error, ConnectError) or context.values.get(_OWN) is error:
+        return error
+    failure = ConnectError(ConnectErrorCode.INTERNAL, f"an interceptor failed: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure

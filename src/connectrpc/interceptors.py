@@ -1,0 +1,149 @@
+"""Code that runs around calls, such as authentication, retries, metrics. One model for both sides and both colours.
+
+There are two levels. ``Hooks`` are told what happens; they do no I/O, and the same object works everywhere. An
+interceptor stands around the call: it may wait, replace messages, call again, or refuse::
+
+    def log(request, proceed):
+        started = time.monotonic()
+        try:
+            return proceed(request)
+        finally:
+            print(request.context.method.path, time.monotonic() - started)
+
+    async def authenticate(request, proceed):
+        if not await is_known(request.context.request_headers.get("authorization")):
+            raise ConnectError(ConnectErrorCode.UNAUTHENTICATED, "who are you?")
+        return await proceed(request)
+
+Give either to a client or a service with the option ``interceptors``. The first of the list is the outermost. What an
+interceptor raises ends the call: a ``ConnectError`` as it is, anything else as a coded error with that as its cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from multidict import CIMultiDict
+
+if TYPE_CHECKING:
+    from connectrpc.deadline import Deadline
+    from connectrpc.method import Method
+    from connectrpc.request import Peer
+
+__all__ = ["AsyncInterceptor", "CallContext", "Hooks", "Interceptor", "Request", "Response"]
+
+
+class CallContext:
+    """What is known of a call while it runs. The same object for all interceptors of the call.
+
+    Attributes:
+        method: the RPC.
+        peer: on a server who calls; on a client the address is the base URL.
+        timeout: what is left of the deadline.
+        request_headers: on a client they may be changed until the request goes out.
+        is_client: whether this is the client's side.
+        values: for interceptors to keep things in, by keys of their own.
+    """
+
+    __slots__ = ("is_client", "method", "peer", "request_headers", "timeout", "values")
+
+    def __init__(
+        self,
+        *,
+        method: Method[Any, Any],
+        peer: Peer,
+        timeout: Deadline,
+        request_headers: CIMultiDict[str],
+        is_client: bool,
+    ) -> None:
+        self.method = method
+        self.peer = peer
+        self.timeout = timeout
+        self.request_headers = request_headers
+        self.is_client = is_client
+        self.values: dict[object, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<CallContext {self.method.path}>"
+
+
+class Request:
+    """What goes in. Its messages may be replaced, by assigning to it.
+
+    Attributes:
+        context: the call.
+        message: the message, where the method takes one.
+        messages: the messages, where it takes a stream; an iterable, or in async code an async iterable.
+    """
+
+    __slots__ = ("context", "message", "messages")
+
+    def __init__(
+        self,
+        context: CallContext,
+        message: Any = None,
+        messages: Iterable[Any] | AsyncIterable[Any] | None = None,
+    ) -> None:
+        self.context = context
+        self.message = message
+        self.messages = messages
+
+
+class Response:
+    """What comes out. It may be changed, or replaced by another. An error is not a response: it is raised.
+
+    Attributes:
+        message: the message, where the method gives one.
+        messages: the messages, where it gives a stream; an iterable, or in async code an async iterable. An error in
+            the middle of it is raised by iterating.
+        headers: sent, or received, before it.
+        trailers: sent, or received, after it. Those of a stream are there when it has ended.
+    """
+
+    __slots__ = ("headers", "message", "messages", "trailers")
+
+    def __init__(
+        self,
+        message: Any = None,
+        messages: Iterable[Any] | AsyncIterable[Any] | None = None,
+        headers: CIMultiDict[str] | None = None,
+        trailers: CIMultiDict[str] | None = None,
+    ) -> None:
+        self.message = message
+        self.messages = messages
+        self.headers: CIMultiDict[str] = CIMultiDict() if headers is None else headers
+        self.trailers: CIMultiDict[str] = CIMultiDict() if trailers is None else trailers
+
+
+Interceptor = Callable[[Request, Callable[[Request], Response]], Response]
+"""Stands around calls of synchronous clients and services."""
+
+AsyncInterceptor = Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]
+"""Stands around calls of asynchronous clients and services."""
+
+
+class Hooks:
+    """Is told what happens in calls. Override what you want to know; every method is called in the call's own thread or
+    task, must not block, and belongs to no call: keep what you need in ``context.values``."""
+
+    def on_start(self, context: CallContext) -> None:
+        """A call begins. On a client, the request's headers may still be changed."""
+
+    def on_request_message(self, context: CallContext, message: Any) -> None:
+        """A message of the request: sent by a client, received by a service."""
+
+    def on_response_headers(self, context: CallContext, headers: CIMultiDict[str]) -> None:
+        """The headers of the answer. On a service, they may still be changed."""
+
+    def on_response_message(self, context: CallContext, message: Any) -> None:
+        """A message of the answer: received by a client, sent by a service."""
+
+    def on_end(self, context: CallContext, error: BaseException | None, trailers: CIMultiDict[str]) -> None:
+        """The call is over.
+
+        Args:
+            context: the call.
+            error: what ended it early: a ``ConnectError``, a handler's own exception, a cancellation; or None.
+            trailers: of the answer. On a service that answers without an error, they may still be changed.
+        """
