@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import functools
-import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
-from multidict import CIMultiDict
 
 from connectrpc._core.chain import build_chain
 from connectrpc.client.interception import coded, new_context, passing
 from connectrpc.client.options import Procedures
+from connectrpc.client.sync_stream import InterceptedStream, Stream, messages_of, receive
 from connectrpc.errors import ConnectError
 from connectrpc.interceptors import Request, Response
-from connectrpc.streams import StreamOutput
 from connectrpc.transports import sync_transport
 from connectrpc.unary import UnaryOutput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
-    from connectrpc._core.call import StreamClientCall
+    from multidict import CIMultiDict
+
     from connectrpc.cancel import CancelToken
     from connectrpc.client import ClientOptions
     from connectrpc.deadline import Deadline
     from connectrpc.headers import HeaderInput
-    from connectrpc.interceptors import CallContext
     from connectrpc.method import Method
+    from connectrpc.streams import StreamOutput
     from connectrpc.transports.base import SyncResponse
 
     Metadata = tuple[CIMultiDict[str], CIMultiDict[str]]
@@ -182,7 +181,7 @@ class SyncCaller:
         messages: list[ResT] = []
         try:
             call.head(response.status, response.headers)
-            for message in _receive(call, response):
+            for message in receive(call, response):
                 messages.append(message)
                 if len(messages) > 1:
                     break
@@ -245,7 +244,7 @@ class SyncCaller:
         try:
             deadline = self._procedures.deadline(timeout_seconds)
         except ConnectError as error:
-            return _Stream(self._procedures.stream(method).call(), None, error)
+            return Stream(self._procedures.stream(method).call(), None, error)
         if not self._procedures.interceptors:
             return self._begin_stream(method, reqs, extra_headers, deadline, cancel)
         context = new_context(method, self.base_url, deadline, extra_headers)
@@ -263,7 +262,7 @@ class SyncCaller:
             if failure is not None:
                 raise failure
             response = Response(headers=stream.response_headers())
-            response.messages = _messages_of(stream, response)
+            response.messages = messages_of(stream, response)
             return response
 
         try:
@@ -274,8 +273,8 @@ class SyncCaller:
             failure = coded(context, error)
             if not isinstance(failure, ConnectError):
                 raise failure  # noqa: B904  it is the same error
-            return _InterceptedStream(context, None, begun, failure)
-        return _InterceptedStream(context, response, begun, None)
+            return InterceptedStream(context, None, begun, failure)
+        return InterceptedStream(context, response, begun, None)
 
     def _begin_stream(
         self,
@@ -289,13 +288,13 @@ class SyncCaller:
         try:
             response = self._send(method, reqs, extra_headers, deadline, cancel)
         except ConnectError as error:
-            return _Stream(call, None, error)
+            return Stream(call, None, error)
         try:
             call.head(response.status, response.headers)
         except ConnectError as error:
             response.close()
-            return _Stream(call, None, error)
-        return _Stream(call, response, None)
+            return Stream(call, None, error)
+        return Stream(call, response, None)
 
     def _send(
         self,
@@ -324,185 +323,9 @@ def _outcome(call: Callable[[], tuple[T, Callable[[], Metadata]]]) -> UnaryOutpu
     return UnaryOutput(message, None, read_metadata)
 
 
-def _receive(call: StreamClientCall, response: SyncResponse) -> Iterator[Any]:
-    while chunk := response.read_chunk():
-        for message in call.feed(chunk):
-            response.check()
-            yield message
-    call.feed_end()
-
-
 def _raising(begin: Callable[[], StreamOutput[T]]) -> Generator[T, None, None]:
     with begin() as stream:
         yield from stream
     error = stream.error()
     if error is not None:
         raise error
-
-
-class _Stream(StreamOutput[T]):
-    """A streamed answer.
-
-    One thread reads, any thread may close. What closing has to do falls to the reader when it is just reading: it is
-    woken for it.
-    """
-
-    __slots__ = ("_call", "_closed", "_done", "_error", "_lock", "_messages", "_reading", "_response")
-
-    def __init__(self, call: StreamClientCall, response: SyncResponse | None, error: ConnectError | None) -> None:
-        self._call = call
-        self._response = response
-        self._error = error
-        self._lock = threading.Lock()
-        self._done = response is None
-        self._closed = False
-        self._reading = False
-        self._messages = iter(()) if response is None else _receive(call, response)
-
-    def __iter__(self) -> Iterator[T]:
-        return self
-
-    def __next__(self) -> T:
-        with self._lock:
-            if self._done:
-                raise StopIteration
-            if self._reading:
-                raise RuntimeError("another thread is reading this stream")
-            self._reading = True
-        try:
-            message: T = next(self._messages)
-        except StopIteration:
-            self._end(None)
-            raise
-        except ConnectError as error:
-            self._end(error)
-            raise StopIteration from None
-        except BaseException:
-            self._end(None)
-            raise
-        with self._lock:
-            self._reading = False
-            closed = self._closed
-        if closed:
-            self._end(None)
-        return message
-
-    def __del__(self) -> None:
-        # Whoever breaks out of a loop and forgets the stream gets its connection back all the same.
-        if not getattr(self, "_done", True):
-            self.close()
-
-    def _end(self, error: ConnectError | None) -> None:
-        assert self._response is not None
-        with self._lock:
-            self._reading = False
-            self._done = True
-        self._error = error
-        self._response.close()
-
-    def close(self) -> None:
-        with self._lock:
-            if self._done:
-                return
-            self._closed = True
-            reading = self._reading
-        assert self._response is not None
-        if reading:
-            self._response.interrupt()
-        else:
-            self._end(None)
-
-    def done(self) -> bool:
-        return self._done
-
-    def error(self) -> ConnectError | None:
-        return self._error
-
-    def response_headers(self) -> CIMultiDict[str]:
-        return self._call.metadata()[0]
-
-    def response_trailers(self) -> CIMultiDict[str]:
-        if not self._done:
-            raise RuntimeError("the trailers come last, and the stream is not over yet")
-        return self._call.metadata()[1]
-
-
-def _messages_of(stream: StreamOutput[T], response: Response) -> Iterator[T]:
-    """A stream as interceptors see it: its error is raised, and the trailers are there when it has ended."""
-    with stream:
-        yield from stream
-        response.trailers.extend(stream.response_trailers())
-    error = stream.error()
-    if error is not None:
-        raise error
-
-
-class _InterceptedStream(StreamOutput[T]):
-    """A streamed answer whose messages have come through interceptors.
-
-    The streams that were begun for it, of which interceptors may have made several, do the work.
-    """
-
-    __slots__ = ("_begun", "_context", "_done", "_error", "_messages", "_response")
-
-    def __init__(
-        self,
-        context: CallContext,
-        response: Response | None,
-        begun: list[StreamOutput[Any]],
-        error: ConnectError | None,
-    ) -> None:
-        messages: Any = () if response is None else response.messages
-        self._context = context
-        self._response = response
-        self._begun = begun
-        self._error = error
-        self._done = response is None
-        self._messages: Iterator[T] = iter(messages)
-
-    def __iter__(self) -> Iterator[T]:
-        return self
-
-    def __next__(self) -> T:
-        if self._done:
-            raise StopIteration
-        try:
-            return next(self._messages)
-        except StopIteration:
-            self._done = True
-            raise
-        except Exception as error:
-            self._done = True
-            failure = coded(self._context, error)
-            if not isinstance(failure, ConnectError):
-                raise
-            self._error = failure
-            raise StopIteration from None
-
-    def close(self) -> None:
-        for stream in self._begun:
-            stream.close()
-        if not self._done:
-            self._done = True
-            try:
-                self._messages.close()  # type: ignore[attr-defined]
-            except (AttributeError, ValueError):
-                pass  # no generator; or another thread is in it, and has just been woken
-
-    def done(self) -> bool:
-        return self._done
-
-    def error(self) -> ConnectError | None:
-        return self._error
-
-    def response_headers(self) -> CIMultiDict[str]:
-        if self._response is not None:
-            return self._response.headers
-        return CIMultiDict() if self._error is None else self._error.response_headers()
-
-    def response_trailers(self) -> CIMultiDict[str]:
-        if not self._done:
-            raise RuntimeError("the trailers come last, and the stream is not over yet")
-        if self._response is not None:
-            return self._response.trailers
-        return CIMultiDict() if self._error is None else self._error.response_trailers()

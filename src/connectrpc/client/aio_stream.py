@@ -1,0 +1,239 @@
+"""Streamed answers that are iterated with ``async for``. The twin of ``sync_stream``."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from multidict import CIMultiDict
+
+from connectrpc._aio import timeout
+from connectrpc.client.interception import coded
+from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.streams import AsyncStreamCall, AsyncStreamOutput
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+    from types import TracebackType
+
+    from connectrpc._core.call import StreamClientCall
+    from connectrpc.deadline import Deadline
+    from connectrpc.interceptors import CallContext, Response
+    from connectrpc.transports.base import AsyncResponse
+
+__all__ = ["InterceptedStream", "Stream", "StreamCall", "Within", "messages_of"]
+
+T = TypeVar("T")
+
+
+class Within:
+    """Ends what is awaited inside it at a deadline, with ``deadline_exceeded``."""
+
+    __slots__ = ("_deadline", "_timeout")
+
+    def __init__(self, deadline: Deadline) -> None:
+        self._deadline = deadline
+        self._timeout: Any = None
+
+    async def __aenter__(self) -> None:
+        if self._deadline.expires_at is not None:
+            self._deadline.check()
+            self._timeout = timeout(self._deadline.remaining())
+            await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._timeout is None:
+            return
+        try:
+            await self._timeout.__aexit__(exc_type, exc, traceback)
+        except asyncio.TimeoutError:
+            raise ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed") from None
+
+
+class StreamCall(AsyncStreamCall[T]):
+    """A streaming call that has not been started."""
+
+    __slots__ = ("_begin", "_stream")
+
+    def __init__(self, begin: Callable[[], Awaitable[AsyncStreamOutput[T]]]) -> None:
+        self._begin: Callable[[], Awaitable[AsyncStreamOutput[T]]] | None = begin
+        self._stream: AsyncStreamOutput[T] | None = None
+
+    def __await__(self) -> Generator[Any, None, AsyncStreamOutput[T]]:
+        begin, self._begin = self._begin, None
+        if begin is None:
+            raise RuntimeError("this call has been started already")
+        return begin().__await__()
+
+    async def __aenter__(self) -> AsyncStreamOutput[T]:
+        self._stream = await self
+        return self._stream
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            await self._stream.close()
+
+
+class Stream(AsyncStreamOutput[T]):
+    """A streamed answer."""
+
+    __slots__ = ("_call", "_deadline", "_done", "_error", "_messages", "_response")
+
+    def __init__(
+        self,
+        call: StreamClientCall,
+        response: AsyncResponse | None,
+        deadline: Deadline | None,
+        error: ConnectError | None,
+    ) -> None:
+        self._call = call
+        self._response = response
+        self._deadline = deadline
+        self._error = error
+        self._done = response is None
+        self._messages: Any = iter(())  # of the chunk that was read last
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        if self._done:
+            raise StopAsyncIteration
+        assert self._response is not None
+        assert self._deadline is not None
+        try:
+            while True:
+                for message in self._messages:
+                    self._deadline.check()
+                    found: T = message
+                    return found
+                if self._call.complete and not self._response.uploaded:
+                    # The server may be waiting for the end of a request that nobody reads any more.
+                    chunk = b""
+                else:
+                    async with Within(self._deadline):
+                        chunk = await self._response.read_chunk()
+                if not chunk:
+                    self._call.feed_end()
+                    break
+                self._messages = self._call.feed(chunk)
+        except ConnectError as error:
+            self._end(error)
+        except BaseException:
+            self._end(None)
+            raise
+        else:
+            self._end(None)
+        raise StopAsyncIteration
+
+    def _end(self, error: ConnectError | None) -> None:
+        self._done = True
+        self._error = error
+        if self._response is not None:
+            self._response.close()
+
+    async def close(self) -> None:
+        if not self._done:
+            self._end(None)
+
+    def done(self) -> bool:
+        return self._done
+
+    def error(self) -> ConnectError | None:
+        return self._error
+
+    def response_headers(self) -> CIMultiDict[str]:
+        return self._call.metadata()[0]
+
+    def response_trailers(self) -> CIMultiDict[str]:
+        if not self._done:
+            raise RuntimeError("the trailers come last, and the stream is not over yet")
+        return self._call.metadata()[1]
+
+
+async def messages_of(stream: AsyncStreamOutput[T], response: Response) -> AsyncIterator[T]:
+    """A stream as interceptors see it: its error is raised, and the trailers are there when it has ended."""
+    async with stream:
+        async for message in stream:
+            yield message
+        response.trailers.extend(stream.response_trailers())
+    error = stream.error()
+    if error is not None:
+        raise error
+
+
+class InterceptedStream(AsyncStreamOutput[T]):
+    """A streamed answer whose messages have come through interceptors.
+
+    The streams that were begun for it, of which interceptors may have made several, do the work.
+    """
+
+    __slots__ = ("_begun", "_context", "_done", "_error", "_messages", "_response")
+
+    def __init__(
+        self,
+        context: CallContext,
+        response: Response | None,
+        begun: list[AsyncStreamOutput[Any]],
+        error: ConnectError | None,
+    ) -> None:
+        messages: Any = None if response is None else response.messages
+        self._context = context
+        self._response = response
+        self._begun = begun
+        self._error = error
+        self._done = response is None
+        self._messages: Any = None if messages is None else messages.__aiter__()
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        if self._done:
+            raise StopAsyncIteration
+        try:
+            async with Within(self._context.timeout):
+                message: T = await self._messages.__anext__()
+        except StopAsyncIteration:
+            self._done = True
+            raise
+        except Exception as error:
+            await self.close()
+            failure = coded(self._context, error)
+            if not isinstance(failure, ConnectError):
+                raise
+            self._error = failure
+            raise StopAsyncIteration from None
+        except BaseException:
+            await self.close()
+            raise
+        return message
+
+    async def close(self) -> None:
+        self._done = True
+        for stream in self._begun:
+            await stream.close()
+        if hasattr(self._messages, "aclose"):
+            await self._messages.aclose()
+
+    def done(self) -> bool:
+        return self._done
+
+    def error(self) -> ConnectError | None:
+        return self._error
+
+    def response_headers(self) -> CIMultiDict[str]:
+        if self._response is not None:
+            return self._response.headers
+        return CIMultiDict() if self._error is None else self._error.response_headers()
+
+    def response_trailers(self) -> CIMultiDict[str]:
+        if not self._done:
+            raise RuntimeError("the trailers come last, and the stream is not over yet")
+        if self._response is not None:
+            return self._response.trailers
+        return CIMultiDict() if self._error is None else self._error.response_trailers()

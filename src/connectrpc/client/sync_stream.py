@@ -1,0 +1,204 @@
+"""Streamed answers that are iterated. The twin of ``aio_stream``."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from multidict import CIMultiDict
+
+from connectrpc.client.interception import coded
+from connectrpc.errors import ConnectError
+from connectrpc.streams import StreamOutput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from connectrpc._core.call import StreamClientCall
+    from connectrpc.interceptors import CallContext, Response
+    from connectrpc.transports.base import SyncResponse
+
+__all__ = ["InterceptedStream", "Stream", "messages_of", "receive"]
+
+T = TypeVar("T")
+
+
+def receive(call: StreamClientCall, response: SyncResponse) -> Iterator[Any]:
+    """The messages of an answer whose head was taken.
+
+    Raises:
+        ConnectError: what the server ended it with, or why it broke off.
+    """
+    while chunk := response.read_chunk():
+        for message in call.feed(chunk):
+            response.check()
+            yield message
+    call.feed_end()
+
+
+class Stream(StreamOutput[T]):
+    """A streamed answer.
+
+    One thread reads, any thread may close. What closing has to do falls to the reader when it is just reading: it is
+    woken for it.
+    """
+
+    __slots__ = ("_call", "_closed", "_done", "_error", "_lock", "_messages", "_reading", "_response")
+
+    def __init__(self, call: StreamClientCall, response: SyncResponse | None, error: ConnectError | None) -> None:
+        self._call = call
+        self._response = response
+        self._error = error
+        self._lock = threading.Lock()
+        self._done = response is None
+        self._closed = False
+        self._reading = False
+        self._messages = iter(()) if response is None else receive(call, response)
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        with self._lock:
+            if self._done:
+                raise StopIteration
+            if self._reading:
+                raise RuntimeError("another thread is reading this stream")
+            self._reading = True
+        try:
+            message: T = next(self._messages)
+        except StopIteration:
+            self._end(None)
+            raise
+        except ConnectError as error:
+            self._end(error)
+            raise StopIteration from None
+        except BaseException:
+            self._end(None)
+            raise
+        with self._lock:
+            self._reading = False
+            closed = self._closed
+        if closed:
+            self._end(None)
+        return message
+
+    def __del__(self) -> None:
+        # Whoever breaks out of a loop and forgets the stream gets its connection back all the same.
+        if not getattr(self, "_done", True):
+            self.close()
+
+    def _end(self, error: ConnectError | None) -> None:
+        assert self._response is not None
+        with self._lock:
+            self._reading = False
+            self._done = True
+        self._error = error
+        self._response.close()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._done:
+                return
+            self._closed = True
+            reading = self._reading
+        assert self._response is not None
+        if reading:
+            self._response.interrupt()
+        else:
+            self._end(None)
+
+    def done(self) -> bool:
+        return self._done
+
+    def error(self) -> ConnectError | None:
+        return self._error
+
+    def response_headers(self) -> CIMultiDict[str]:
+        return self._call.metadata()[0]
+
+    def response_trailers(self) -> CIMultiDict[str]:
+        if not self._done:
+            raise RuntimeError("the trailers come last, and the stream is not over yet")
+        return self._call.metadata()[1]
+
+
+def messages_of(stream: StreamOutput[T], response: Response) -> Iterator[T]:
+    """A stream as interceptors see it: its error is raised, and the trailers are there when it has ended."""
+    with stream:
+        yield from stream
+        response.trailers.extend(stream.response_trailers())
+    error = stream.error()
+    if error is not None:
+        raise error
+
+
+class InterceptedStream(StreamOutput[T]):
+    """A streamed answer whose messages have come through interceptors.
+
+    The streams that were begun for it, of which interceptors may have made several, do the work.
+    """
+
+    __slots__ = ("_begun", "_context", "_done", "_error", "_messages", "_response")
+
+    def __init__(
+        self,
+        context: CallContext,
+        response: Response | None,
+        begun: list[StreamOutput[Any]],
+        error: ConnectError | None,
+    ) -> None:
+        messages: Any = () if response is None else response.messages
+        self._context = context
+        self._response = response
+        self._begun = begun
+        self._error = error
+        self._done = response is None
+        self._messages: Iterator[T] = iter(messages)
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        if self._done:
+            raise StopIteration
+        try:
+            return next(self._messages)
+        except StopIteration:
+            self._done = True
+            raise
+        except Exception as error:
+            self._done = True
+            failure = coded(self._context, error)
+            if not isinstance(failure, ConnectError):
+                raise
+            self._error = failure
+            raise StopIteration from None
+
+    def close(self) -> None:
+        for stream in self._begun:
+            stream.close()
+        if not self._done:
+            self._done = True
+            try:
+                self._messages.close()  # type: ignore[attr-defined]
+            except (AttributeError, ValueError):
+                pass  # no generator; or another thread is in it, and has just been woken
+
+    def done(self) -> bool:
+        return self._done
+
+    def error(self) -> ConnectError | None:
+        return self._error
+
+    def response_headers(self) -> CIMultiDict[str]:
+        if self._response is not None:
+            return self._response.headers
+        return CIMultiDict() if self._error is None else self._error.response_headers()
+
+    def response_trailers(self) -> CIMultiDict[str]:
+        if not self._done:
+            raise RuntimeError("the trailers come last, and the stream is not over yet")
+        if self._response is not None:
+            return self._response.trailers
+        return CIMultiDict() if self._error is None else self._error.response_trailers()
