@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from multidict import CIMultiDict
 
@@ -115,8 +115,6 @@ class ConnectError(Exception):
         self.message = message
         self.details: list[ConnectErrorDetail] = []
         self._read_metadata: Callable[[], tuple[Metadata, Metadata]] | None = None
-        # What a handler gave beside the error, while that travels through a service's interceptors.
-        self._answer_metadata: tuple[Any, Any] = (None, None)
         for detail in details or ():
             self.add_detail(detail)
 

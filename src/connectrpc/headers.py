@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from urllib3 import HTTPHeaderDict
 
-__all__ = ["CIMultiDict", "HeaderInput", "iter_headers"]
+__all__ = ["HeaderInput", "iter_headers"]
 
 HeaderInput = Union[
     dict[str, str],

@@ -67,6 +67,8 @@ def client_options(request: ClientCompatRequest) -> ClientOptions:
         options["compress_min_bytes"] = 0  # the runner's messages are small, and it looks for the compression
         # The reference server answers with the first one that it knows: so that this one is tested both ways.
         options["accept_compression"] = [compression]
+    if request.use_get_http_method:
+        options["use_get"] = True
     if request.message_receive_limit:
         options["read_max_bytes"] = request.message_receive_limit
     return options

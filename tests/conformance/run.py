@@ -1,8 +1,9 @@
 """Runs the official conformance suite against our clients and servers.
 
-    python tests/conformance/run.py [client-sync client-async server-gunicorn server-granian]
+    python tests/conformance/run.py [name ...]
 
-Without names, all of them. Fails when a case fails, and when a run has not as many cases as it should.
+The names are those in RUNS, such as client-sync or server-gunicorn; without any, all of them run. Fails when a case
+fails, and when a run has not as many cases as it should.
 """
 
 from __future__ import annotations
@@ -23,8 +24,21 @@ from prepare import GEN, HERE, RUNNER, prepare
 LIMIT_SECONDS = 600
 
 # How many cases there are for the features in the configuration files. A run that has shrunk must not pass.
-CLIENT_CASES = 1618
-SERVER_CASES = 1500
+CLIENT_CASES = 1630
+SERVER_CASES = 1512
+
+
+class Flake(NamedTuple):
+    """Cases that fail now and then by no fault of ours, and the one complaint about them that is let pass."""
+
+    pattern: str
+    complaint: str
+
+
+# The runner's client gives up at the same moment as the server answers that the deadline has passed. If that moment
+# falls between the answer's head and its body, the client complains of the body that it has not waited for. It can only
+# fall there when a server writes the two one after the other, and a bare ASGI app on such a server fails as well.
+TORN_ANSWER = Flake("Timeouts/**/unary", "connect error JSON: unexpected end of JSON input")
 
 
 class Run(NamedTuple):
@@ -33,13 +47,27 @@ class Run(NamedTuple):
     mode: str
     program: list[str]
     cases: int
+    flake: Flake | None = None
+
+
+def client(mode: str) -> Run:
+    return Run("client", ["client.py", "--mode", mode], CLIENT_CASES)
+
+
+def server(name: str, flake: Flake | None = None) -> Run:
+    return Run("server", ["server.py", "--server", name], SERVER_CASES, flake)
 
 
 RUNS = {
-    "client-sync": Run("client", ["client.py", "--mode", "sync"], CLIENT_CASES),
-    "client-async": Run("client", ["client.py", "--mode", "async"], CLIENT_CASES),
-    "server-gunicorn": Run("server", ["server.py", "--server", "gunicorn"], SERVER_CASES),
-    "server-granian": Run("server", ["server.py", "--server", "granian"], SERVER_CASES),
+    "client-sync": client("sync"),
+    "client-async": client("async"),
+    "server-gunicorn": server("gunicorn"),
+    "server-granian": server("granian"),
+    "server-uvicorn-httptools": server("uvicorn-httptools", TORN_ANSWER),
+    "server-uvicorn-h11": server("uvicorn-h11", TORN_ANSWER),
+    "server-granian-asgi": server("granian-asgi"),
+    "server-hypercorn": server("hypercorn", TORN_ANSWER),
+    "server-gunicorn-asgi": server("gunicorn-asgi"),
 }
 
 
@@ -61,22 +89,30 @@ def main() -> None:
 
 
 def passes(name: str, run: Run) -> bool:
-    """Let the runner judge, and print its verdict."""
+    """Let the runner judge, and print its verdict: in full when anything failed."""
     program, *options = run.program
     command = [str(RUNNER), "--mode", run.mode, "--conf", str(HERE / f"config_{run.mode}.yaml")]
+    if run.flake is not None:
+        command += ["--known-flaky", run.flake.pattern]
     command += ["--", sys.executable, str(HERE / program), *options]
     start = time.monotonic()
     report, status = judge(command)
     seconds = time.monotonic() - start
 
     cases, passed = totals(report)
-    ok = status == 0 and cases == passed == run.cases
+    flaked = complaints(report)
+    ok = (
+        status == 0
+        and cases == run.cases == passed + len(flaked)
+        and all(run.flake is not None and complaint == run.flake.complaint for complaint in flaked)
+    )
     verdict = "ok" if ok else "FAILED"
+    flakes = f", {len(flaked)} flaked" if flaked else ""
     print(
-        f"{name}: {verdict}: {passed} of {cases} cases passed, {run.cases} expected ({seconds:.0f} s)",
+        f"{name}: {verdict}: {passed} of {cases} cases passed{flakes}, {run.cases} expected ({seconds:.0f} s)",
         flush=True,
     )
-    if not ok:
+    if flaked or not ok:
         print(report, flush=True)
     return ok
 
@@ -104,6 +140,12 @@ def totals(report: str) -> tuple[int, int]:
     """How many cases there were, and how many of them passed."""
     found = re.search(r"^Total cases: (\d+)\n(\d+) passed, \d+ failed", report, re.MULTILINE)
     return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def complaints(report: str) -> list[str]:
+    """What the runner says of each case that was known to be flaky and failed."""
+    found = re.findall(r"^INFO: .* failed \(as expected\):\n((?:\t.*\n)+)", report, re.MULTILINE)
+    return ["\n".join(line.strip() for line in text.splitlines()).strip() for text in found]
 
 
 if __name__ == "__main__":

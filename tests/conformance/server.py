@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from connectrpc.conformance.v1.server_compat_pb2 import ServerCompatRequest, ServerCompatResponse
 
 import messages
-from service import READ_MAX_BYTES
+from service_answers import READ_MAX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,46 +43,104 @@ class Certificates(NamedTuple):
     client_ca: Path | None
 
 
-def gunicorn(port: int, certificates: Certificates | None) -> list[str]:
-    command = [sys.executable, "-m", "gunicorn", "--bind", f"{HOST}:{port}", "--reuse-port"]
-    command += ["--worker-class", "gthread", "--threads", THREADS]
+class Address(NamedTuple):
+    """Where a server is to listen: a socket that is bound to the port, but does not listen yet, and its descriptor."""
+
+    port: int
+    fd: int
+
+
+def gunicorn(address: Address, certificates: Certificates | None, *worker: str) -> list[str]:
+    command = [sys.executable, "-m", "gunicorn", "--bind", f"fd://{address.fd}", *worker]
     command += ["--graceful-timeout", "1", "--log-level", "error", "--no-control-socket"]
     if certificates is not None:
         command += ["--certfile", str(certificates.cert), "--keyfile", str(certificates.key)]
         if certificates.client_ca is not None:
-            command += ["--ca-certs", str(certificates.client_ca), "--cert-reqs", "2"]  # ssl.CERT_REQUIRED
-    return [*command, "service:wsgi_app()"]
+            command += ["--ca-certs", str(certificates.client_ca), "--cert-reqs", str(ssl.CERT_REQUIRED.value)]
+    return command
 
 
-def granian(port: int, certificates: Certificates | None) -> list[str]:
-    # granian sets SO_REUSEPORT by itself.
-    command = [sys.executable, "-m", "granian", "--host", HOST, "--port", str(port), "--interface", "wsgi"]
-    command += ["--http", "1", "--blocking-threads", THREADS]
-    command += ["--workers-kill-timeout", "1", "--log-level", "error", "--factory"]
+def gunicorn_gthread(address: Address, certificates: Certificates | None) -> list[str]:
+    command = gunicorn(address, certificates, "--worker-class", "gthread", "--threads", THREADS)
+    return [*command, "service_sync:wsgi_app()"]
+
+
+def gunicorn_asgi(address: Address, certificates: Certificates | None) -> list[str]:
+    command = gunicorn(address, certificates, "--worker-class", "asgi")
+    return [*command, "service_async:asgi_app()"]
+
+
+def granian(address: Address, certificates: Certificates | None, *interface: str) -> list[str]:
+    # It cannot take a socket over, but shares its port: it sets SO_REUSEPORT by itself.
+    command = [sys.executable, "-m", "granian", "--host", HOST, "--port", str(address.port), *interface]
+    command += ["--http", "1", "--workers-kill-timeout", "1", "--log-level", "error", "--factory"]
     if certificates is not None:
         command += ["--ssl-certificate", str(certificates.cert), "--ssl-keyfile", str(certificates.key)]
         if certificates.client_ca is not None:
             command += ["--ssl-ca", str(certificates.client_ca), "--ssl-client-verify"]
-    return [*command, "service:wsgi_app"]
+    return command
 
 
-SERVERS: dict[str, Callable[[int, Certificates | None], list[str]]] = {
-    "gunicorn": gunicorn,
-    "granian": granian,
+def granian_wsgi(address: Address, certificates: Certificates | None) -> list[str]:
+    command = granian(address, certificates, "--interface", "wsgi", "--blocking-threads", THREADS)
+    return [*command, "service_sync:wsgi_app"]
+
+
+def granian_asgi(address: Address, certificates: Certificates | None) -> list[str]:
+    command = granian(address, certificates, "--interface", "asgi")
+    return [*command, "service_async:asgi_app"]
+
+
+def uvicorn(address: Address, certificates: Certificates | None, parser: str) -> list[str]:
+    command = [sys.executable, "-m", "uvicorn", "--fd", str(address.fd), "--http", parser]
+    command += ["--timeout-graceful-shutdown", "1", "--log-level", "error", "--factory"]
+    if certificates is not None:
+        command += ["--ssl-certfile", str(certificates.cert), "--ssl-keyfile", str(certificates.key)]
+        if certificates.client_ca is not None:
+            command += ["--ssl-ca-certs", str(certificates.client_ca)]
+            command += ["--ssl-cert-reqs", str(ssl.CERT_REQUIRED.value)]
+    return [*command, "service_async:asgi_app"]
+
+
+def uvicorn_httptools(address: Address, certificates: Certificates | None) -> list[str]:
+    return uvicorn(address, certificates, "httptools")
+
+
+def uvicorn_h11(address: Address, certificates: Certificates | None) -> list[str]:
+    return uvicorn(address, certificates, "h11")
+
+
+def hypercorn(address: Address, certificates: Certificates | None) -> list[str]:
+    command = [sys.executable, "-m", "hypercorn", "--bind", f"fd://{address.fd}"]
+    command += ["--graceful-timeout", "1", "--log-level", "error"]
+    if certificates is not None:
+        command += ["--certfile", str(certificates.cert), "--keyfile", str(certificates.key)]
+        if certificates.client_ca is not None:
+            command += ["--ca-certs", str(certificates.client_ca), "--verify-mode", ssl.CERT_REQUIRED.name]
+    return [*command, "service_async:asgi_app()"]
+
+
+SERVERS: dict[str, Callable[[Address, Certificates | None], list[str]]] = {
+    "gunicorn": gunicorn_gthread,
+    "granian": granian_wsgi,
+    "uvicorn-httptools": uvicorn_httptools,
+    "uvicorn-h11": uvicorn_h11,
+    "granian-asgi": granian_asgi,
+    "hypercorn": hypercorn,
+    "gunicorn-asgi": gunicorn_asgi,
 }
-"""The command that serves the conformance service on a port, by the server's name."""
+"""The command that serves the conformance service at an address, by the server's name."""
 
 
 @contextlib.contextmanager
-def reserved_port() -> Iterator[int]:
-    """A free port that stays ours: a socket that is bound, but does not listen, keeps everybody away from it.
-
-    Only servers that set SO_REUSEPORT can share it.
-    """
+def reserved_address() -> Iterator[Address]:
+    """A free port that stays ours: a socket that is bound, but does not listen, keeps everybody away from it."""
     with socket.socket() as reservation:
         reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # What it accepts inherits this. uvicorn takes what it is given for a Unix socket, and would not set it.
+        reservation.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         reservation.bind((HOST, 0))
-        yield reservation.getsockname()[1]
+        yield Address(reservation.getsockname()[1], reservation.fileno())
 
 
 def write_certificates(request: ServerCompatRequest, directory: Path) -> Certificates | None:
@@ -109,10 +168,16 @@ def environment(request: ServerCompatRequest) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A server in a process group of its own, so that none of its workers can outlive us."""
-    # Our stdout is for the runner alone.
-    process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
+def running(command: list[str], env: dict[str, str], fd: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that inherits `fd`, in a process group of its own, so that none of its workers can outlive us."""
+    process = subprocess.Popen(
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,  # our stdout is for the runner alone
+        pass_fds=[fd],
+        start_new_session=True,
+    )
     try:
         yield process
     finally:
@@ -147,12 +212,12 @@ def main() -> None:
     request = messages.read(sys.stdin.buffer, ServerCompatRequest)
     if request is None:
         raise SystemExit("no request on stdin")
-    with tempfile.TemporaryDirectory() as directory, reserved_port() as port:
+    with tempfile.TemporaryDirectory() as directory, reserved_address() as address:
         certificates = write_certificates(request, Path(directory))
-        command = SERVERS[arguments.server](port, certificates)
-        with running(command, environment(request)) as process:
-            wait_until_accepting(port, process)
-            response = ServerCompatResponse(host=HOST, port=port, pem_cert=request.server_creds.cert)
+        command = SERVERS[arguments.server](address, certificates)
+        with running(command, environment(request), address.fd) as process:
+            wait_until_accepting(address.port, process)
+            response = ServerCompatResponse(host=HOST, port=address.port, pem_cert=request.server_creds.cert)
             messages.write(sys.stdout.buffer, response)
             process.wait()
     raise SystemExit("the server ended by itself")

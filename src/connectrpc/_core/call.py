@@ -55,6 +55,7 @@ class ServerSettings:
         "max_timeout_ms",
         "read_max_bytes",
         "require_connect_protocol_header",
+        "send_max_bytes",
     )
 
     def __init__(
@@ -63,12 +64,14 @@ class ServerSettings:
         compressions: Mapping[str, Compression],
         compress_min_bytes: int,
         read_max_bytes: int | None,
+        send_max_bytes: int | None,
         max_timeout_ms: int | None,
         require_connect_protocol_header: bool,
     ) -> None:
         self.compressions = compressions
         self.compress_min_bytes = checked_size("compress_min_bytes", compress_min_bytes)
         self.read_max_bytes = None if read_max_bytes is None else checked_size("read_max_bytes", read_max_bytes)
+        self.send_max_bytes = None if send_max_bytes is None else checked_size("send_max_bytes", send_max_bytes)
         self.max_timeout_ms = max_timeout_ms
         self.require_connect_protocol_header = require_connect_protocol_header
 
@@ -302,6 +305,7 @@ class ClientSettings:
         "get_url_max_bytes",
         "read_max_bytes",
         "send_compression",
+        "send_max_bytes",
         "user_agent",
     )
 
@@ -314,6 +318,7 @@ class ClientSettings:
         accept_compressions: Mapping[str, Compression],
         compress_min_bytes: int,
         read_max_bytes: int | None,
+        send_max_bytes: int | None,
         get_url_max_bytes: int,
         extra_headers: HeaderInput | None,
         user_agent: str,
@@ -324,6 +329,7 @@ class ClientSettings:
         self.accept_compressions = accept_compressions
         self.compress_min_bytes = checked_size("compress_min_bytes", compress_min_bytes)
         self.read_max_bytes = None if read_max_bytes is None else checked_size("read_max_bytes", read_max_bytes)
+        self.send_max_bytes = None if send_max_bytes is None else checked_size("send_max_bytes", send_max_bytes)
         self.get_url_max_bytes = checked_size("get_url_max_bytes", get_url_max_bytes)
         self.extra_headers = extra_headers
         self.user_agent = user_agent

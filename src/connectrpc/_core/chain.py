@@ -5,7 +5,7 @@ Only what iterates or awaits comes in two colours: the hooks' adapters, which st
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
@@ -14,33 +14,48 @@ from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.interceptors import Hooks, Request, Response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+
+    from connectrpc.interceptors import CallContext
 
     Step = Callable[[Request], Any]
 
-__all__ = ["build_chain"]
+__all__ = ["build_chain", "checked_interceptors", "interceptor_failure"]
+
+
+def checked_interceptors(interceptors: Iterable[Any] | None, *, asynchronous: bool) -> tuple[Any, ...]:
+    """The interceptors that somebody configured.
+
+    Raises:
+        TypeError: something of the list is none, or of the other colour.
+    """
+    checked = tuple(interceptors or ())
+    for interceptor in checked:
+        if isinstance(interceptor, Hooks):
+            continue
+        if not callable(interceptor) or isinstance(interceptor, type):
+            raise TypeError(f"{interceptor!r} is neither an interceptor nor an instance of Hooks")
+        if not asynchronous and (
+            inspect.iscoroutinefunction(interceptor) or inspect.iscoroutinefunction(type(interceptor).__call__)
+        ):
+            raise TypeError(f"{interceptor!r} is async, and what it shall stand around is not")
+    return checked
 
 
 def build_chain(interceptors: Sequence[Any], innermost: Step, *, asynchronous: bool) -> Step:
     """``innermost`` with the interceptors around it, the first of them outermost.
 
     Args:
-        interceptors: callables of ``(request, proceed)``, and ``Hooks``.
+        interceptors: what ``checked_interceptors`` gave.
         innermost: makes the call: gives a ``Response``, or in async code what is awaited for one.
         asynchronous: whether it is async code.
-
-    Raises:
-        TypeError: something of the list is neither.
     """
     step = innermost
     for interceptor in reversed(interceptors):
         if isinstance(interceptor, Hooks):
-            adapter = _tell_async if asynchronous else _tell
-            step = _around(_with_hooks(adapter, interceptor), step)
-        elif callable(interceptor):
-            step = _around(interceptor, step)
+            step = _around(_with_hooks(_tell_async if asynchronous else _tell, interceptor), step)
         else:
-            raise TypeError(f"{interceptor!r} is neither an interceptor nor Hooks")
+            step = _around(interceptor, step)
     return step
 
 
@@ -52,8 +67,44 @@ def _with_hooks(adapter: Any, hooks: Hooks) -> Any:
     return lambda request, proceed: adapter(hooks, request, proceed)
 
 
-def _left() -> ConnectError:
-    return ConnectError(ConnectErrorCode.CANCELED, "the stream was left before its end")
+def interceptor_failure(error: Exception) -> ConnectError:
+    """What a client's caller sees of an interceptor that failed with something else than a ``ConnectError``."""
+    failure = ConnectError(ConnectErrorCode.INTERNAL, f"an interceptor failed: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
+def _tell_request(hooks: Hooks, context: CallContext, message: Any) -> None:
+    try:
+        hooks.on_request_message(context, message)
+    except Exception as error:
+        # Inside a client's request iterator it would be taken for an exception of the caller's own.
+        if context.is_client and not isinstance(error, ConnectError):
+            raise interceptor_failure(error) from error
+        raise
+
+
+class _Ending:
+    """Tells hooks of the end of a streamed call, once."""
+
+    __slots__ = ("_context", "_ended", "_hooks", "_trailers")
+
+    def __init__(self, hooks: Hooks, context: CallContext, trailers: CIMultiDict[str]) -> None:
+        self._hooks = hooks
+        self._context = context
+        self._trailers = trailers
+        self._ended = False
+
+    def _end(self, error: BaseException | None) -> None:
+        if not self._ended:
+            self._ended = True
+            self._hooks.on_end(self._context, error, self._trailers)
+
+    def _leave(self) -> None:
+        self._end(ConnectError(ConnectErrorCode.CANCELED, "the stream was left before its end"))
+
+
+# Blocking
 
 
 def _tell(hooks: Hooks, request: Request, proceed: Step) -> Response:
@@ -63,7 +114,7 @@ def _tell(hooks: Hooks, request: Request, proceed: Step) -> Response:
         if request.messages is None:
             hooks.on_request_message(context, request.message)
         else:
-            request.messages = _tell_each(hooks.on_request_message, context, request.messages)
+            request.messages = _tell_each(hooks, context, request.messages)
         response: Response = proceed(request)
         hooks.on_response_headers(context, response.headers)
         if response.messages is None:
@@ -74,33 +125,50 @@ def _tell(hooks: Hooks, request: Request, proceed: Step) -> Response:
     if response.messages is None:
         hooks.on_end(context, None, response.trailers)
     else:
-        response.messages = _tell_stream(hooks, context, response.messages, response.trailers)
+        response.messages = _Told(hooks, context, response.trailers, response.messages)
     return response
 
 
-def _tell_each(tell: Any, context: Any, messages: Any) -> Iterator[Any]:
+def _tell_each(hooks: Hooks, context: CallContext, messages: Any) -> Iterator[Any]:
     for message in messages:
-        tell(context, message)
+        _tell_request(hooks, context, message)
         yield message
 
 
-def _tell_stream(hooks: Hooks, context: Any, messages: Any, trailers: Any) -> Iterator[Any]:
-    try:
-        for message in messages:
-            hooks.on_response_message(context, message)
-            yield message
-    except GeneratorExit:
-        hooks.on_end(context, _left(), trailers)
-        raise
-    except BaseException as error:
-        hooks.on_end(context, error, trailers)
-        raise
-    else:
-        hooks.on_end(context, None, trailers)
-    finally:
-        close = getattr(messages, "close", None)
-        if close is not None:
-            close()
+class _Told(_Ending):
+    """The messages of an answer, of which hooks are told. No generator: closing one that was not begun runs nothing."""
+
+    __slots__ = ("_messages",)
+
+    def __init__(self, hooks: Hooks, context: CallContext, trailers: CIMultiDict[str], messages: Any) -> None:
+        super().__init__(hooks, context, trailers)
+        self._messages: Iterator[Any] = iter(messages)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            message = next(self._messages)
+            self._hooks.on_response_message(self._context, message)
+        except StopIteration:
+            self._end(None)
+            raise
+        except BaseException as error:
+            self._end(error)
+            raise
+        return message
+
+    def close(self) -> None:
+        try:
+            self._leave()
+        finally:
+            close = getattr(self._messages, "close", None)
+            if close is not None:
+                close()
+
+
+# Awaited
 
 
 async def _tell_async(hooks: Hooks, request: Request, proceed: Step) -> Response:
@@ -110,7 +178,7 @@ async def _tell_async(hooks: Hooks, request: Request, proceed: Step) -> Response
         if request.messages is None:
             hooks.on_request_message(context, request.message)
         else:
-            request.messages = _tell_each_async(hooks.on_request_message, context, request.messages)
+            request.messages = _tell_each_async(hooks, context, request.messages)
         response: Response = await proceed(request)
         hooks.on_response_headers(context, response.headers)
         if response.messages is None:
@@ -121,35 +189,49 @@ async def _tell_async(hooks: Hooks, request: Request, proceed: Step) -> Response
     if response.messages is None:
         hooks.on_end(context, None, response.trailers)
     else:
-        response.messages = _tell_stream_async(hooks, context, response.messages, response.trailers)
+        response.messages = _ToldAsync(hooks, context, response.trailers, response.messages)
     return response
 
 
-async def _tell_each_async(tell: Any, context: Any, messages: Any) -> AsyncIterator[Any]:
-    if isinstance(messages, AsyncIterable):
+async def _tell_each_async(hooks: Hooks, context: CallContext, messages: Any) -> AsyncIterator[Any]:
+    if hasattr(messages, "__aiter__"):
         async for message in messages:
-            tell(context, message)
+            _tell_request(hooks, context, message)
             yield message
     else:
         for message in messages:
-            tell(context, message)
+            _tell_request(hooks, context, message)
             yield message
 
 
-async def _tell_stream_async(hooks: Hooks, context: Any, messages: Any, trailers: Any) -> AsyncIterator[Any]:
-    try:
-        async for message in messages:
-            hooks.on_response_message(context, message)
-            yield message
-    except GeneratorExit:
-        hooks.on_end(context, _left(), trailers)
-        raise
-    except BaseException as error:
-        hooks.on_end(context, error, trailers)
-        raise
-    else:
-        hooks.on_end(context, None, trailers)
-    finally:
-        close = getattr(messages, "aclose", None)
-        if close is not None:
-            await close()
+class _ToldAsync(_Ending):
+    """``_Told`` for async code."""
+
+    __slots__ = ("_messages",)
+
+    def __init__(self, hooks: Hooks, context: CallContext, trailers: CIMultiDict[str], messages: Any) -> None:
+        super().__init__(hooks, context, trailers)
+        self._messages: AsyncIterator[Any] = messages.__aiter__()
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            message = await self._messages.__anext__()
+            self._hooks.on_response_message(self._context, message)
+        except StopAsyncIteration:
+            self._end(None)
+            raise
+        except BaseException as error:
+            self._end(error)
+            raise
+        return message
+
+    async def aclose(self) -> None:
+        try:
+            self._leave()
+        finally:
+            close = getattr(self._messages, "aclose", None)
+            if close is not None:
+                await close()

@@ -17,6 +17,7 @@ from connectrpc._core.connect_unary import (
     accept_encoding,
 )
 from connectrpc._core.http import HTTPRequest
+from connectrpc._core.message import limited
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
@@ -119,7 +120,8 @@ class ConnectGetClient(ConnectUnaryClient):
         """Equal messages have equal URLs: the encoding is deterministic, and the parameters stand in the order that the
         protocol recommends, so that caches know them from other clients too."""
         codec: Any = self._settings.codec
-        payload, compressed = self._writer.compress(codec.encode_deterministic(message))
+        payload = limited(codec.encode_deterministic(message), self._settings.send_max_bytes)
+        payload, compressed = self._writer.compress(payload)
         url = self._get_prefix
         if compressed or codec.name != "json":
             url += "&base64=1"

@@ -61,7 +61,7 @@ class ConnectStreamServerCall(ServerCall):
         super().__init__(server.method, head)
         self._server = server
         self._compression: str | None = None
-        self._writer = MessageWriter(server.codec, None, 0)
+        self._writer = MessageWriter(server.codec, None, 0, server.settings.send_max_bytes)
         self._envelopes = EnvelopeReader(server.settings.read_max_bytes)
         self._taken: list[Any] = []
 
@@ -71,7 +71,12 @@ class ConnectStreamServerCall(ServerCall):
             head.connect_accept_encoding, head.connect_content_encoding, settings.compressions
         )
         if self._compression is not None:
-            self._writer = MessageWriter(codec, settings.compressions[self._compression], settings.compress_min_bytes)
+            self._writer = MessageWriter(
+                codec,
+                settings.compressions[self._compression],
+                settings.compress_min_bytes,
+                settings.send_max_bytes,
+            )
         check_version(head, settings)
         self.deadline = open_deadline(head, settings)
         self._reader = MessageReader(
@@ -161,7 +166,9 @@ class ConnectStreamClient(StreamClient):
         self.settings = settings
         self.media_type = _MEDIA_TYPE_PREFIX + settings.codec.name
         self._url = settings.base_url + method.path
-        self._writer = MessageWriter(settings.codec, settings.send_compression, settings.compress_min_bytes)
+        self._writer = MessageWriter(
+            settings.codec, settings.send_compression, settings.compress_min_bytes, settings.send_max_bytes
+        )
         # Accept-Encoding says that the body as a whole is not to be compressed, which is no part of the protocol.
         headers = [
             ("content-type", self.media_type),

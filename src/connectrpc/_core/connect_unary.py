@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 from connectrpc._core.call import ServerCall, ServerMethod, UnaryClient
 from connectrpc._core.connect import RequestHeaders, check_version, media_type, open_deadline
 from connectrpc._core.http import HTTPRequest, Response
-from connectrpc._core.message import MessageWriter, choose_compression, compress, decode, decompress, too_large
+from connectrpc._core.message import (
+    MessageWriter,
+    choose_compression,
+    compress,
+    decode,
+    decompress,
+    limited,
+    too_large,
+    undecodable,
+)
 from connectrpc._core.metadata import TRAILER_PREFIX, checked, split_trailers
 from connectrpc._core.wire_error import error_from_json, error_to_json
 from connectrpc.errors import ConnectError, ConnectErrorCode
@@ -30,19 +39,65 @@ if TYPE_CHECKING:
 
 __all__ = ["ConnectUnaryClient", "ConnectUnaryServerCall", "ConnectUnaryServerMethod", "accept_encoding"]
 
+_PLAIN_MAX_BYTES = 1024 * 1024
+"""Larger bodies gain nothing by the short way."""
+
 
 class ConnectUnaryServerMethod(ServerMethod):
-    """A unary method in one codec."""
+    """A unary method in one codec.
 
-    __slots__ = ("media_type", "media_types")
+    Most calls are *plain*: they bring no timeout and no compression, and what the handler gives is a message. For these
+    ``read_plain`` and ``write_plain`` are the whole protocol, and no ``ServerCall`` is made. All others take the long
+    way, which can begin at any point of the short one.
+    """
+
+    __slots__ = ("_decode", "_encode", "media_type", "media_types", "plain_max_bytes")
 
     def __init__(self, method: Method[Any, Any], codec: Codec, settings: ServerSettings) -> None:
         super().__init__(method, codec, settings)
         self.media_type = f"application/{codec.name}"
         self.media_types = (self.media_type,)
+        self._decode = codec.decode
+        self._encode = codec.encode
+        self.plain_max_bytes = _PLAIN_MAX_BYTES
+        if settings.read_max_bytes is not None:
+            self.plain_max_bytes = min(settings.read_max_bytes, _PLAIN_MAX_BYTES)
 
     def call(self, head: RequestHead) -> ConnectUnaryServerCall:
         return ConnectUnaryServerCall(self, head)
+
+    @property
+    def may_be_plain(self) -> bool:
+        """Whether calls of the method can be plain at all: with a limit of the service's, all have a deadline."""
+        return self.settings.max_timeout_ms is None
+
+    def read_plain(self, body: bytes) -> Any:
+        """The message of a plain call, from a body of at most ``plain_max_bytes``.
+
+        Raises:
+            ConnectError: ``invalid_argument``.
+        """
+        try:
+            return self._decode(body, self.method.input)
+        except Exception as error:
+            raise undecodable(self.codec, ConnectErrorCode.INVALID_ARGUMENT) from error
+
+    def write_plain(self, result: object, *, may_compress: bool) -> tuple[HeaderList, bytes] | None:
+        """The headers and the body of a 200; None when ``result`` has to take the long way.
+
+        Args:
+            result: what the handler gave.
+            may_compress: whether the client accepts any compression.
+        """
+        if not isinstance(result, self.method.output):
+            return None
+        body = self._encode(result)
+        settings, size = self.settings, len(body)
+        if (may_compress and size >= settings.compress_min_bytes) or (
+            settings.send_max_bytes is not None and size > settings.send_max_bytes
+        ):
+            return None
+        return [("content-type", self.media_type), ("content-length", str(size))], body
 
 
 class ConnectUnaryServerCall(ServerCall):
@@ -102,7 +157,7 @@ class ConnectUnaryServerCall(ServerCall):
         return self._server.settings.read_max_bytes
 
     def respond(self, message: Any, headers: HeaderInput | None, trailers: HeaderInput | None) -> Response:
-        body = self._server.codec.encode(message)
+        body = limited(self._server.codec.encode(message), self._server.settings.send_max_bytes)
         pairs = self._answer_headers(self._server.media_type)
         if self._response_compression is not None:
             settings = self._server.settings
@@ -170,7 +225,9 @@ class ConnectUnaryClient(UnaryClient):
         self._settings = settings
         self._url = settings.base_url + method.path
         self._media_type = f"application/{settings.codec.name}"
-        self._writer = MessageWriter(settings.codec, settings.send_compression, settings.compress_min_bytes)
+        self._writer = MessageWriter(
+            settings.codec, settings.send_compression, settings.compress_min_bytes, settings.send_max_bytes
+        )
         self._headers = RequestHeaders(
             settings,
             [

@@ -93,7 +93,12 @@ def decode(codec: Codec, payload: bytes, message_type: type[MessageT], fault: Co
     try:
         return codec.decode(payload, message_type)
     except Exception as error:
-        raise ConnectError(fault, f"the message is not valid {codec.name}") from error
+        raise undecodable(codec, fault) from error
+
+
+def undecodable(codec: Codec, fault: ConnectErrorCode) -> ConnectError:
+    """The error of a payload that holds no message."""
+    return ConnectError(fault, f"the message is not valid {codec.name}")
 
 
 def decompress(compression: Compression, payload: bytes, max_bytes: int | None, fault: ConnectErrorCode) -> bytes:
@@ -119,22 +124,44 @@ class MessageWriter:
         codec: what the call's media type names.
         compression: what to compress with, or None.
         min_bytes: the size from which on a message is compressed.
+        max_bytes: the largest message to send, before it is compressed, or None.
     """
 
-    __slots__ = ("_codec", "_compression", "_min_bytes")
+    __slots__ = ("_codec", "_compression", "_max_bytes", "_min_bytes")
 
-    def __init__(self, codec: Codec, compression: Compression | None, min_bytes: int) -> None:
+    def __init__(
+        self, codec: Codec, compression: Compression | None, min_bytes: int, max_bytes: int | None = None
+    ) -> None:
         self._codec = codec
         self._compression = compression
         self._min_bytes = min_bytes
+        self._max_bytes = max_bytes
 
     def write(self, message: Message) -> tuple[bytes, bool]:
-        """The payload, and whether it is compressed. What the codec raises passes through."""
-        return self.compress(self._codec.encode(message))
+        """The payload, and whether it is compressed. What the codec raises passes through.
+
+        Raises:
+            ConnectError: ``resource_exhausted``: the message is too large.
+        """
+        return self.compress(limited(self._codec.encode(message), self._max_bytes))
 
     def compress(self, payload: bytes) -> tuple[bytes, bool]:
         """``payload``, compressed if that is wanted, and whether it is."""
         return compress(self._compression, payload, self._min_bytes)
+
+
+def limited(payload: bytes, max_bytes: int | None) -> bytes:
+    """``payload``, if it may be sent.
+
+    Raises:
+        ConnectError: ``resource_exhausted``: it is longer than ``max_bytes``.
+    """
+    if max_bytes is not None and len(payload) > max_bytes:
+        raise ConnectError(
+            ConnectErrorCode.RESOURCE_EXHAUSTED,
+            f"a message of {len(payload)} bytes is larger than the limit of {max_bytes} for sending",
+        )
+    return payload
 
 
 def compress(compression: Compression | None, payload: bytes, min_bytes: int) -> tuple[bytes, bool]:

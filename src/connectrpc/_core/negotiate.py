@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from connectrpc._core.connect import media_type
 from connectrpc._core.connect_get import ConnectGetServerMethod, parse_query
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from connectrpc.codec import Codec
     from connectrpc.method import Method
 
-__all__ = ["Endpoint", "negotiate", "plain_response"]
+__all__ = ["Endpoint", "PlainEndpoint", "negotiate", "plain_endpoints", "plain_response"]
 
 
 class Endpoint:
@@ -98,6 +98,27 @@ def negotiate(endpoints: Mapping[str, Endpoint], head: RequestHead) -> tuple[End
     except ConnectError as error:
         return call.fail(error)
     return endpoint, call
+
+
+class PlainEndpoint(NamedTuple):
+    """A handler that can be called the short way: see ``ConnectUnaryServerMethod``."""
+
+    server: ConnectUnaryServerMethod
+    handler: Callable[[Any], Any]
+
+
+def plain_endpoints(endpoints: Mapping[str, Endpoint]) -> dict[tuple[str, str | None, str | None], PlainEndpoint]:
+    """The endpoints with a short way, by HTTP method, path and Content-Type as most clients spell it.
+
+    It may be taken by a request that has the header ``connect-protocol-version: 1`` and none of ``connect-timeout-ms``,
+    ``content-encoding`` and ``transfer-encoding``, and whose Content-Length is at most ``server.plain_max_bytes``.
+    """
+    return {
+        ("POST", path, name): PlainEndpoint(server, endpoint.handler)
+        for path, endpoint in endpoints.items()
+        for name, server in endpoint.by_media_type.items()
+        if isinstance(server, ConnectUnaryServerMethod) and server.may_be_plain
+    }
 
 
 def plain_response(status: int, reason: str, headers: HeaderList) -> Response:

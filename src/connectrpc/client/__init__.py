@@ -51,6 +51,10 @@ class ClientOptions(TypedDict, total=False):
     """The largest response message, in bytes, both as it is sent and after it was decompressed. By default 4 MiB; None
     for no limit. A larger one fails the call with ``resource_exhausted``."""
 
+    send_max_bytes: int | None
+    """The largest request message, in bytes before it is compressed. By default there is no limit. A larger one fails
+    the call with ``resource_exhausted``, and is not sent."""
+
     use_get: bool
     """Call methods that are marked ``NO_SIDE_EFFECTS`` by GET, so that HTTP caches can answer. By default they are
     called by POST as all others."""

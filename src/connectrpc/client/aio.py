@@ -42,7 +42,7 @@ class AsyncCaller:
     """Calls methods on one server, for the tasks of one event loop; see ``connectrpc.client.AsyncClient``."""
 
     def __init__(self, base_url: str, http_client: object | None, options: ClientOptions) -> None:
-        self._procedures = Procedures(base_url, options)
+        self._procedures = Procedures(base_url, options, asynchronous=True)
         self._transport = async_transport(http_client)
 
     @property

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
 
-from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc._core.chain import interceptor_failure
+from connectrpc.errors import ConnectError
 from connectrpc.headers import iter_headers
 from connectrpc.interceptors import CallContext
 from connectrpc.request import Peer
@@ -45,6 +46,4 @@ def coded(context: CallContext, error: Exception) -> Exception:
     """What the caller sees of an exception that left the interceptors."""
     if isinstance(error, ConnectError) or context.values.get(_OWN) is error:
         return error
-    failure = ConnectError(ConnectErrorCode.INTERNAL, f"an interceptor failed: {type(error).__name__}: {error}")
-    failure.__cause__ = error
-    return failure
+    return interceptor_failure(error)

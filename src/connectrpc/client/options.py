@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from connectrpc import __version__, compression
 from connectrpc._core.call import ClientSettings
+from connectrpc._core.chain import checked_interceptors
 from connectrpc._core.connect_get import ConnectGetClient
 from connectrpc._core.connect_stream import ConnectStreamClient
 from connectrpc._core.connect_unary import ConnectUnaryClient
@@ -19,7 +20,7 @@ from connectrpc.deadline import NO_DEADLINE, Deadline
 from connectrpc.method import IdempotencyLevel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from connectrpc._core.call import StreamClient, UnaryClient
     from connectrpc.codec import Codec
@@ -44,7 +45,7 @@ class Procedures:
         interceptors: what stands around the calls.
     """
 
-    def __init__(self, base_url: str, options: ClientOptions) -> None:
+    def __init__(self, base_url: str, options: ClientOptions, *, asynchronous: bool) -> None:
         unknown = options.keys() - ClientOptions.__annotations__.keys()
         if unknown:
             raise TypeError(f"unknown option: {', '.join(sorted(unknown))}")
@@ -55,7 +56,7 @@ class Procedures:
         self._default_timeout = options.get("timeout_seconds")
         if self._default_timeout is not None and not self._default_timeout > 0:
             raise ValueError(f"timeout_seconds must be positive, not {self._default_timeout}")
-        self.interceptors: Sequence[Any] = tuple(options.get("interceptors") or ())
+        self.interceptors = checked_interceptors(options.get("interceptors"), asynchronous=asynchronous)
         send = options.get("send_compression")
         extra_headers = options.get("extra_headers")
         if extra_headers:
@@ -67,6 +68,7 @@ class Procedures:
             accept_compressions=compression.resolve(options.get("accept_compression")),
             compress_min_bytes=options.get("compress_min_bytes", _DEFAULT_COMPRESS_MIN_BYTES),
             read_max_bytes=options.get("read_max_bytes", _DEFAULT_READ_MAX_BYTES),
+            send_max_bytes=options.get("send_max_bytes"),
             get_url_max_bytes=options.get("get_url_max_bytes", _DEFAULT_GET_URL_MAX_BYTES),
             extra_headers=extra_headers,
             user_agent=_USER_AGENT,

@@ -42,7 +42,7 @@ class SyncCaller:
     """Calls methods on one server. Used by many threads at once; see ``connectrpc.client.SyncClient``."""
 
     def __init__(self, base_url: str, http_client: object | None, options: ClientOptions) -> None:
-        self._procedures = Procedures(base_url, options)
+        self._procedures = Procedures(base_url, options, asynchronous=False)
         self._transport = sync_transport(http_client, self._procedures.base_url)
 
     @property

@@ -1,15 +1,22 @@
 """The server side: what handlers take and give, and the applications that serve them.
 
-The applications load when they are first used, so that code which only calls services does not pay for them.
+Everything loads when it is first used, so that importing generated code costs no more than it has to: a client of a
+service imports its server's half too.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from connectrpc.request import AsyncClientStream, ClientRequest, ClientStream, Peer, ServerResponse, ServerStream
-
 if TYPE_CHECKING:
+    from connectrpc.request import (
+        AsyncClientStream,
+        ClientRequest,
+        ClientStream,
+        Peer,
+        ServerResponse,
+        ServerStream,
+    )
     from connectrpc.server.asgi import ASGIApplication, asgi_app, asgi_service
     from connectrpc.server.options import ServiceOptions
     from connectrpc.server.wsgi import WSGIApplication, wsgi_app, wsgi_service
@@ -30,23 +37,29 @@ __all__ = [
     "wsgi_service",
 ]
 
-_LAZY = {
-    "ASGIApplication": "asgi",
-    "ServiceOptions": "options",
-    "WSGIApplication": "wsgi",
-    "asgi_app": "asgi",
-    "asgi_service": "asgi",
-    "wsgi_app": "wsgi",
-    "wsgi_service": "wsgi",
+_HOMES = {
+    "ASGIApplication": "connectrpc.server.asgi",
+    "AsyncClientStream": "connectrpc.request",
+    "ClientRequest": "connectrpc.request",
+    "ClientStream": "connectrpc.request",
+    "Peer": "connectrpc.request",
+    "ServerResponse": "connectrpc.request",
+    "ServerStream": "connectrpc.request",
+    "ServiceOptions": "connectrpc.server.options",
+    "WSGIApplication": "connectrpc.server.wsgi",
+    "asgi_app": "connectrpc.server.asgi",
+    "asgi_service": "connectrpc.server.asgi",
+    "wsgi_app": "connectrpc.server.wsgi",
+    "wsgi_service": "connectrpc.server.wsgi",
 }
 
 
 def __getattr__(name: str) -> object:
-    module = _LAZY.get(name)
-    if module is None:
+    home = _HOMES.get(name)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value: object = getattr(import_module(f"{__name__}.{module}"), name)
+    value: object = getattr(import_module(home), name)
     globals()[name] = value
     return value

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from connectrpc import compression
 from connectrpc._core.call import ServerSettings
+from connectrpc._core.chain import checked_interceptors
 from connectrpc._core.negotiate import Endpoint
 from connectrpc._core.timeout import timeout_ms
 from connectrpc.codec import JsonCodec, ProtoCodec
@@ -72,6 +73,7 @@ def build_endpoints(
         compressions=compression.resolve(options.get("compressions")),
         compress_min_bytes=options.get("compress_min_bytes", _DEFAULT_COMPRESS_MIN_BYTES),
         read_max_bytes=options.get("read_max_bytes", _DEFAULT_READ_MAX_BYTES),
+        send_max_bytes=options.get("send_max_bytes"),
         max_timeout_ms=None if limit is None else _max_timeout_ms(limit),
         require_connect_protocol_header=options.get("require_connect_protocol_header", False),
     )
@@ -81,7 +83,7 @@ def build_endpoints(
     prefix = options.get("prefix", "").rstrip("/")
     if prefix and not prefix.startswith("/"):
         raise ValueError(f"prefix {prefix!r} must start with a slash")
-    interceptors = tuple(options.get("interceptors") or ())
+    interceptors = checked_interceptors(options.get("interceptors"), asynchronous=asynchronous)
     endpoints = {}
     for method in service.methods:
         handler = _find_handler(method, implementation)

@@ -23,6 +23,10 @@ __all__ = ["intercepted"]
 _CALL = object()
 """The key under which a context keeps the call, for the handler."""
 
+_ERROR = object()
+"""The key under which a context keeps an error that the handler gave, and the metadata that it gave with it. Not on the
+error itself: that may be used for other calls too."""
+
 
 def intercepted(
     method: Method[Any, Any], handler: Handler, interceptors: Sequence[Any], *, asynchronous: bool
@@ -35,18 +39,19 @@ def intercepted(
 
 def _intercepted(method: Method[Any, Any], handler: Handler, interceptors: Sequence[Any]) -> Handler:
     def innermost(request: Request) -> Response:
-        response = _response(method, handler(_given(request, ClientStream)))
+        response = _response(request, handler(_given(request, ClientStream)))
         if method.kind.server_streams:
-            response.messages = _raising(response.messages)
+            response.messages = _Raising(response.messages)
         return response
 
     chain = build_chain(interceptors, innermost, asynchronous=False)
 
     def call(given: Any) -> Any:
+        request = _request(given)
         try:
-            return _result(method, chain(_request(given)))
+            return _result(method, chain(request))
         except ConnectError as error:
-            return _error_result(method, error)
+            return _error_result(request, error)
 
     return call
 
@@ -56,18 +61,19 @@ def _intercepted_async(method: Method[Any, Any], handler: Handler, interceptors:
         result = handler(_given(request, AsyncClientStream))
         if inspect.isawaitable(result):
             result = await result
-        response = _response(method, result)
+        response = _response(request, result)
         if method.kind.server_streams:
-            response.messages = _raising_async(response.messages)
+            response.messages = _RaisingAsync(response.messages)
         return response
 
     chain = build_chain(interceptors, innermost, asynchronous=True)
 
     async def call(given: Any) -> Any:
+        request = _request(given)
         try:
-            return _result(method, await chain(_request(given)))
+            return _result(method, await chain(request))
         except ConnectError as error:
-            return _error_result(method, error)
+            return _error_result(request, error)
 
     return call
 
@@ -96,8 +102,9 @@ def _given(request: Request, stream: Any) -> Any:
     return stream(messages.__aiter__() if stream is AsyncClientStream else iter(messages), call)
 
 
-def _response(method: Method[Any, Any], result: Any) -> Response:
+def _response(request: Request, result: Any) -> Response:
     """What a handler gave, as interceptors see it: an error is raised."""
+    method = request.context.method
     if method.kind.server_streams:
         messages, _, stream = messages_of(method, result)
         if stream is None:
@@ -106,7 +113,7 @@ def _response(method: Method[Any, Any], result: Any) -> Response:
     if isinstance(result, ServerResponse):
         if result.error is None:
             return Response(result.msg, headers=result.headers, trailers=result.trailers)
-        result.error._answer_metadata = result.metadata()
+        request.context.values[_ERROR] = (result.error, result.metadata())
         raise result.error
     if isinstance(result, ConnectError):
         raise result
@@ -120,38 +127,62 @@ def _result(method: Method[Any, Any], response: Response) -> Any:
     return ServerResponse(response.message, response.headers, response.trailers)
 
 
-def _error_result(method: Method[Any, Any], error: ConnectError) -> Any:
-    if method.kind.server_streams:
+def _error_result(request: Request, error: ConnectError) -> Any:
+    if request.context.method.kind.server_streams:
         return error
-    return ServerResponse(error, *error._answer_metadata)
+    given, metadata = request.context.values.get(_ERROR, (None, ()))
+    return ServerResponse(error, *metadata) if given is error else error
 
 
-def _raising(messages: Any) -> Iterator[Any]:
-    try:
-        for message in messages:
-            if isinstance(message, ConnectError):
-                raise message
-            yield message
-    finally:
-        close = getattr(messages, "close", None)
+class _Raising:
+    """A handler's messages, as interceptors see them: an error among them is raised."""
+
+    __slots__ = ("_messages",)
+
+    def __init__(self, messages: Any) -> None:
+        self._messages = iter(messages)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        message = next(self._messages)
+        if isinstance(message, ConnectError):
+            raise message
+        return message
+
+    def close(self) -> None:
+        close = getattr(self._messages, "close", None)
         if close is not None:
             close()
 
 
-async def _raising_async(messages: Any) -> AsyncIterator[Any]:
-    try:
-        if hasattr(messages, "__aiter__"):
-            async for message in messages:
-                if isinstance(message, ConnectError):
-                    raise message
-                yield message
+class _RaisingAsync:
+    """``_Raising`` for async handlers, which may give plain iterables too."""
+
+    __slots__ = ("_messages", "_plain")
+
+    def __init__(self, messages: Any) -> None:
+        self._plain = not hasattr(messages, "__aiter__")
+        self._messages = iter(messages) if self._plain else messages.__aiter__()
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._plain:
+            try:
+                message = next(self._messages)
+            except StopIteration:
+                raise StopAsyncIteration from None
         else:
-            for message in messages:
-                if isinstance(message, ConnectError):
-                    raise message
-                yield message
-    finally:
-        if hasattr(messages, "aclose"):
-            await messages.aclose()
-        elif hasattr(messages, "close"):
-            messages.close()
+            message = await self._messages.__anext__()
+        if isinstance(message, ConnectError):
+            raise message
+        return message
+
+    async def aclose(self) -> None:
+        if hasattr(self._messages, "aclose"):
+            await self._messages.aclose()
+        elif hasattr(self._messages, "close"):
+            self._messages.close()

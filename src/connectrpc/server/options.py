@@ -25,6 +25,10 @@ class ServiceOptions(TypedDict, total=False):
     """The largest request message, in bytes, both as it is sent and after it was decompressed. By default 4 MiB; None
     for no limit. A larger one is answered with ``resource_exhausted``."""
 
+    send_max_bytes: int | None
+    """The largest response message, in bytes before it is compressed. By default there is no limit. Instead of a larger
+    one, ``resource_exhausted`` is sent."""
+
     compressions: Sequence[str | Compression] | None
     """The compressions that are understood and used: names or objects. By default all that are installed."""
 

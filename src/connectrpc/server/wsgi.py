@@ -11,7 +11,8 @@ from multidict import CIMultiDict
 
 from connectrpc._core.call import messages_of
 from connectrpc._core.http import RequestHead, Response
-from connectrpc._core.negotiate import negotiate, plain_response
+from connectrpc._core.negotiate import negotiate, plain_endpoints, plain_response
+from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import ClientRequest, ClientStream
 from connectrpc.server.handlers import (
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from connectrpc._core.call import ServerCall
-    from connectrpc._core.negotiate import Endpoint
-    from connectrpc.method import Service
-    from connectrpc.request import ServerStream
+    from connectrpc._core.connect_unary import ConnectUnaryServerMethod
+    from connectrpc._core.negotiate import Endpoint, PlainEndpoint
+    from connectrpc.method import Method, Service
+    from connectrpc.request import Peer, ServerStream
     from connectrpc.server.options import ServiceOptions
 
     class StartResponse(Protocol):
@@ -58,8 +60,24 @@ class WSGIApplication:
 
     def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
         self._endpoints = dict(endpoints)
+        self._plain = plain_endpoints(self._endpoints)
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        get = environ.get
+        plain = self._plain.get((environ["REQUEST_METHOD"], get("PATH_INFO"), get("CONTENT_TYPE")))
+        if (
+            plain is not None
+            and get("HTTP_CONNECT_PROTOCOL_VERSION") == "1"
+            and get("HTTP_CONNECT_TIMEOUT_MS") is None
+            and get("HTTP_CONTENT_ENCODING") is None
+            and get("HTTP_TRANSFER_ENCODING") is None
+        ):
+            size = _length(get("CONTENT_LENGTH"))
+            if size is not None and size <= plain.server.plain_max_bytes:
+                return _call_plain(plain, size, environ, start_response)
+        return self._call(environ, start_response)
+
+    def _call(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         negotiated = negotiate(self._endpoints, _Head(environ))
         body = _RequestBody(environ)
         if body.refusal is not None:
@@ -105,6 +123,55 @@ def wsgi_app(*services: WSGIApplication) -> WSGIApplication:
 def _send(response: Response, start_response: StartResponse) -> Iterable[bytes]:
     start_response(_STATUS[response.status], response.headers)
     return [response.body]  # a list: servers have a short way for it
+
+
+def _call_plain(
+    plain: PlainEndpoint, size: int, environ: dict[str, Any], start_response: StartResponse
+) -> Iterable[bytes]:
+    """The short way of a call that asks for nothing special; it turns into the long one where something comes up."""
+    server = plain.server
+    call = _PlainCall(server, environ)
+    try:
+        request = server.read_plain(_read_exactly(environ["wsgi.input"], size))
+        result = plain.handler(ClientRequest(request, call))
+        answer = server.write_plain(result, may_compress="HTTP_ACCEPT_ENCODING" in environ)
+        response = call.long_way().answer(result) if answer is None else None
+    except Exception as error:
+        answer, response = None, failed(call.long_way(), error)
+    if answer is None:
+        assert response is not None
+        return _send(response, start_response)
+    start_response("200 OK", answer[0])
+    return [answer[1]]
+
+
+class _PlainCall:
+    """What a handler may ask about a call on the short way. Asking is the beginning of the long one."""
+
+    __slots__ = ("_call", "_environ", "_server")
+
+    deadline = NO_DEADLINE
+
+    def __init__(self, server: ConnectUnaryServerMethod, environ: dict[str, Any]) -> None:
+        self._server = server
+        self._environ = environ
+        self._call: ServerCall | None = None
+
+    @property
+    def method(self) -> Method[Any, Any]:
+        return self._server.method
+
+    def request_headers(self) -> CIMultiDict[str]:
+        return self.long_way().request_headers()
+
+    def peer(self) -> Peer:
+        return self.long_way().peer()
+
+    def long_way(self) -> ServerCall:
+        if self._call is None:
+            self._call = self._server.call(_Head(self._environ))
+            self._call.open()  # cannot fail: what could be refused is not there
+        return self._call
 
 
 def _request(call: ServerCall, body: _RequestBody) -> ClientRequest[Any] | ClientStream[Any]:
@@ -262,10 +329,8 @@ class _RequestBody:
             if not environ.get("wsgi.input_terminated"):
                 self.refusal = plain_response(411, "Length Required", [])
         elif declared:
-            self.length = 0
-            if declared.isascii() and declared.isdigit() and len(declared) < _LENGTH_MAX_DIGITS:
-                self.length = int(declared)
-            else:
+            self.length = _length(declared)
+            if self.length is None:
                 self.refusal = plain_response(400, "Bad Request", [])
         else:
             self.length = None if environ.get("wsgi.input_terminated") else 0
@@ -285,7 +350,7 @@ class _RequestBody:
             chunk = self._input.read(size)
         except Exception as error:  # each server has its own
             self._left = 0
-            raise ConnectError(ConnectErrorCode.INVALID_ARGUMENT, "the request's body cannot be read") from error
+            raise _unreadable() from error
         if self._left is None:
             if not chunk:
                 self._left = 0
@@ -293,22 +358,18 @@ class _RequestBody:
         self._left -= len(chunk)
         if not chunk:  # a short read is not the end yet: only nothing is
             self._left = 0
-            raise ConnectError(ConnectErrorCode.INVALID_ARGUMENT, "the request's body is shorter than its length")
+            raise _too_short()
         return chunk
 
     def read_all(self) -> bytes:
-        """The whole body.
+        """The whole body, whose length is known.
 
         Raises:
             ConnectError: as ``read``.
         """
-        whole = self.read(_CHUNK if self.length is None else self.length)
-        if not self._left:
-            return whole
-        parts = [whole]
-        while chunk := self.read(_CHUNK if self._left is None else self._left):
-            parts.append(chunk)
-        return b"".join(parts)
+        assert self._left is not None
+        size, self._left = self._left, 0
+        return _read_exactly(self._input, size)
 
     def drain(self) -> None:
         """Read what is left, within bounds, and throw it away."""
@@ -323,3 +384,41 @@ class _RequestBody:
                     return
         except ConnectError:
             return  # the client has gone; there is nobody to tell
+
+
+def _length(declared: str | None) -> int | None:
+    """The value of a Content-Length, or None when there is none, or no sensible one."""
+    if declared and len(declared) < _LENGTH_MAX_DIGITS and declared.isascii() and declared.isdigit():
+        return int(declared)
+    return None
+
+
+def _read_exactly(stream: Input, size: int) -> bytes:
+    """``size`` bytes: a short read is not the end, only nothing is.
+
+    Raises:
+        ConnectError: ``invalid_argument``: there are not as many.
+    """
+    if not size:
+        return b""
+    try:
+        whole = stream.read(size)
+        if len(whole) == size:
+            return whole
+        parts, left = [whole], size - len(whole)
+        while left and (chunk := stream.read(left)):
+            parts.append(chunk)
+            left -= len(chunk)
+    except Exception as error:  # each server has its own
+        raise _unreadable() from error
+    if left:
+        raise _too_short()
+    return b"".join(parts)
+
+
+def _unreadable() -> ConnectError:
+    return ConnectError(ConnectErrorCode.INVALID_ARGUMENT, "the request's body cannot be read")
+
+
+def _too_short() -> ConnectError:
+    return ConnectError(ConnectErrorCode.INVALID_ARGUMENT, "the request's body is shorter than its length")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from connectrpc._core.http import HTTPRequest
 
 __all__ = ["AiohttpTransport"]
+
+
+_LARGE = 1024 * 1024
 
 
 class AiohttpTransport:
@@ -39,7 +43,7 @@ class AiohttpTransport:
             response = await session.request(
                 request.method,
                 URL(request.url, encoded=True),
-                data=body if upload is None else upload.parts(),
+                data=_small(body) if upload is None else upload.parts(),
                 headers=CIMultiDict(request.headers),
                 # Whatever would be done behind the call's back is switched off.
                 allow_redirects=False,
@@ -48,7 +52,7 @@ class AiohttpTransport:
                 timeout=self._timeout,
             )
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise _coded(error, upload) from error
+            raise _coded(error, upload, answered=False) from error
         return _Response(response, upload)
 
     def _find_session(self) -> aiohttp.ClientSession:
@@ -63,7 +67,10 @@ class AiohttpTransport:
         if self._owns_session:
             if self._session is not None:
                 _abandon(self._session)
-            self._session = aiohttp.ClientSession()
+            # As few things of its own as can be: no cookies, and as many connections as there are calls.
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
+            )
         elif self._loop is not None:
             raise RuntimeError(
                 "this client's aiohttp.ClientSession belongs to an event loop that it was used in before: make a "
@@ -87,6 +94,11 @@ class AiohttpTransport:
                 _abandon(session)
 
 
+def _small(body: Any) -> Any:
+    # aiohttp warns of larger ones, since it would hand them to the socket whole.
+    return io.BytesIO(body) if body is not None and len(body) > _LARGE else body
+
+
 def _abandon(session: aiohttp.ClientSession) -> None:
     """Let go of a session whose loop is over: its connections were closed with that."""
     connector = session.connector
@@ -98,23 +110,23 @@ def _abandon(session: aiohttp.ClientSession) -> None:
             pass  # the event loop is closed
 
 
-def _coded(error: Exception, upload: _Upload | None) -> BaseException:
-    """What a failure of aiohttp's is to the caller."""
+def _coded(error: Exception, upload: _Upload | None, *, answered: bool) -> Exception:
+    """What a failure of aiohttp's is to the caller, before or after the head of the answer has come."""
     if upload is not None and upload.failure is not None:
         return upload.failure
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        # Not sent again: the server may have closed an idle connection just as the request went out, and then it was
-        # never processed, but nothing here can tell that from a server which died over it.
-        return ConnectError(
-            ConnectErrorCode.UNAVAILABLE,
-            "the server closed the connection without an answer, most likely before it saw the request",
-        )
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
     if isinstance(error, asyncio.TimeoutError):
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own read timeout has passed")
     if isinstance(error, aiohttp.ClientConnectorError):
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "no connection to the server can be made")
+    if isinstance(error, aiohttp.ServerDisconnectedError) or (not answered and isinstance(error, OSError)):
+        # Not sent again: the server may have closed an idle connection just as the request went out, and then it was
+        # never processed, but nothing here can tell that from a server which died over it.
+        return ConnectError(
+            ConnectErrorCode.UNAVAILABLE,
+            "the server closed the connection without an answer, most likely before it saw the request",
+        )
     return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {error}")
 
 
@@ -125,6 +137,7 @@ class _Upload:
         self._parts = parts
         self.failure: Exception | None = None
         self.finished = False
+        self.response: aiohttp.ClientResponse | None = None
 
     async def parts(self) -> AsyncIterator[bytes]:
         # aiohttp sends the head with the first part. Without this the server would not see the call before the first
@@ -136,6 +149,8 @@ class _Upload:
             self.finished = True
         except Exception as error:
             self.failure = error
+            if self.response is not None:
+                self.response.close()  # aiohttp tells nobody: this wakes whoever reads the answer
             raise
 
 
@@ -147,6 +162,8 @@ class _Response:
     def __init__(self, response: aiohttp.ClientResponse, upload: _Upload | None) -> None:
         self._response = response
         self._upload = upload
+        if upload is not None:
+            upload.response = response
         self.status = response.status
         self.headers = cast("Any", response.headers)
 
@@ -165,15 +182,18 @@ class _Response:
                 received += len(chunk)
             return b"".join(parts)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise _coded(error, self._upload) from error
+            raise _coded(error, self._upload, answered=True) from error
         finally:
             response.close()
 
     async def read_chunk(self) -> bytes:
         try:
-            return await self._response.content.readany()
+            chunk = await self._response.content.readany()
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise _coded(error, self._upload) from error
+            raise _coded(error, self._upload, answered=True) from error
+        if not chunk and self._upload is not None and self._upload.failure is not None:
+            raise self._upload.failure
+        return chunk
 
     def close(self) -> None:
         self._response.close()

@@ -14,7 +14,6 @@ import os
 import socket
 import threading
 import time
-from http.client import RemoteDisconnected
 from typing import TYPE_CHECKING, Any, cast
 
 import urllib3
@@ -45,6 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Urllib3Transport"]
 
+# Whatever would be done behind the call's back is switched off. Made once: urllib3 would make it for each call.
+_NO_RETRIES = urllib3.Retry(False, redirect=False)
+
 _CHUNK = 64 * 1024
 _POOL_STEP = 0.05  # how often a call that waits for a connection looks whether it was stopped
 
@@ -65,7 +67,7 @@ class Urllib3Transport:
         scheme, _, rest = base_url.partition("://")
         self._origin_length = len(scheme) + 3 + len(rest.partition("/")[0])
         self._lock = threading.Lock()
-        self._process = os.getpid()
+        self._generation = _generation
         self._pool: HTTPConnectionPool | None = None
 
     def send(
@@ -81,7 +83,8 @@ class Urllib3Transport:
         if stream or cancel is not None or deadline.expires_at is not None:
             guard = _Guard(deadline, cancel)
         upload = None if body is None or isinstance(body, bytes) else _Upload(body)
-        outer, _calls.guard = getattr(_calls, "guard", None), guard
+        outer: _Guard | None = getattr(_calls, "guard", None)
+        _calls.guard = guard
         try:
             response = self._urlopen(request, body if upload is None else upload, guard)
         except BaseException as error:
@@ -90,7 +93,7 @@ class Urllib3Transport:
             if upload is not None and upload.failure is not None:
                 raise upload.failure from None
             if isinstance(error, HTTPError | OSError):
-                raise _coded(error, guard) from error
+                raise _coded(error, guard, answered=False) from error
             raise
         finally:
             _calls.guard = outer  # the caller's request iterator may itself make calls
@@ -99,16 +102,42 @@ class Urllib3Transport:
     def _urlopen(
         self, request: HTTPRequest, body: bytes | Iterator[bytes] | None, guard: _Guard | None
     ) -> urllib3.BaseHTTPResponse:
+        pool = self._find_pool()
+        headers = _native(request.headers)
+        if guard is not None or pool.proxy is not None:
+            return self._urlopen_with_care(pool, request, headers, body, guard)
+        try:
+            return pool.urlopen(
+                request.method,
+                request.url[self._origin_length :],
+                body,
+                headers,
+                _NO_RETRIES,
+                False,
+                False,
+                preload_content=False,
+                decode_content=False,
+            )
+        except ClosedPoolError:
+            return self._urlopen_with_care(self._find_pool(closed=pool), request, headers, body, None)
+
+    def _urlopen_with_care(
+        self,
+        pool: HTTPConnectionPool,
+        request: HTTPRequest,
+        headers: Mapping[str, str],
+        body: bytes | Iterator[bytes] | None,
+        guard: _Guard | None,
+    ) -> urllib3.BaseHTTPResponse:
+        """What ``_urlopen`` does, where there is a deadline, a proxy, or something else to look after."""
         options: dict[str, Any] = {
             "body": body,
-            "headers": _native(request.headers),
-            # Whatever would be done behind the call's back is switched off.
-            "retries": False,
+            "headers": headers,
+            "retries": _NO_RETRIES,
             "redirect": False,
             "decode_content": False,
             "preload_content": False,
         }
-        pool = self._find_pool()
         if guard is not None:
             if guard.deadline.expires_at is not None:
                 options["timeout"] = _UntilDeadline(pool.timeout, guard.deadline)
@@ -122,7 +151,10 @@ class Urllib3Transport:
                 return pool.urlopen(request.method, path, assert_same_host=False, **options)
             except ClosedPoolError:
                 # The manager keeps a limited number of pools and has closed this one for others. Nothing was sent.
-                pool = self._find_pool(closed=pool)
+                fresh = self._find_pool(closed=pool)
+                if fresh is pool:
+                    raise
+                pool = fresh
             except EmptyPoolError:
                 # Every connection of a pool that blocks is in use. No guard can wake a thread that waits for one.
                 reason = None if guard is None else guard.reason()
@@ -132,7 +164,7 @@ class Urllib3Transport:
                     raise
 
     def _find_pool(self, closed: HTTPConnectionPool | None = None) -> HTTPConnectionPool:
-        if self._process != os.getpid():
+        if self._generation != _generation:
             self._start_over_after_fork()
         pool = self._pool
         if pool is None or pool is closed:
@@ -154,10 +186,10 @@ class Urllib3Transport:
         self._manager = manager
         self._owns_manager = True
         self._pool = None
-        self._process = os.getpid()
+        self._generation = _generation
 
     def close(self) -> None:
-        if self._owns_manager and self._process == os.getpid():
+        if self._owns_manager and self._generation == _generation:
             with self._lock:
                 pool, self._pool = self._pool, None
             self._manager.clear()
@@ -201,8 +233,8 @@ class _UntilDeadline(urllib3.Timeout):
         return min(left, connect) if isinstance(connect, int | float) else left
 
 
-def _coded(error: Exception, guard: _Guard | None) -> ConnectError:
-    """What a failure of urllib3's is to the caller."""
+def _coded(error: Exception, guard: _Guard | None, *, answered: bool) -> ConnectError:
+    """What a failure of urllib3's is to the caller, before or after the head of the answer has come."""
     if guard is not None:
         reason = guard.reason()
         if reason is not None:
@@ -211,13 +243,17 @@ def _coded(error: Exception, guard: _Guard | None) -> ConnectError:
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "all connections of the HTTP client's pool are in use")
     if isinstance(error, ReadTimeoutError):
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own read timeout has passed")
-    if isinstance(error, ConnectTimeoutError):
-        return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
     if isinstance(error, NameResolutionError):
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "the server's name cannot be resolved")
     if isinstance(error, NewConnectionError):
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "no connection to the server can be made")
-    if isinstance(error, ProtocolError) and any(isinstance(arg, RemoteDisconnected) for arg in error.args):
+    if isinstance(error, ConnectTimeoutError):
+        return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
+    if (
+        not answered
+        and isinstance(error, ProtocolError)
+        and any(isinstance(arg, ConnectionError) for arg in error.args)
+    ):
         # Not sent again: the server may have closed an idle connection just as the request went out, and then it was
         # never processed, but nothing here can tell that from a server which died over it.
         return ConnectError(
@@ -252,32 +288,38 @@ class _Response:
 
     __slots__ = ("_guard", "_response", "headers", "status")
 
-    def __init__(self, response: urllib3.BaseHTTPResponse, guard: _Guard | None) -> None:
+    def __init__(self, response: Any, guard: _Guard | None) -> None:
         self._response = response
         self._guard = guard
         self.status = response.status
         self.headers = response.headers
 
     def read(self, limit: int | None) -> bytes:
+        response = self._response
         try:
-            length = self.headers.get("content-length")
-            if limit is None or (length is not None and length.isdigit() and int(length) <= limit):
-                return self._guarded(self._response.read())
+            length = response.length_remaining
+            if limit is None or (length is not None and length <= limit):
+                whole = self._guarded(response.read())  # its connection goes back to the pool by itself
+                if self._guard is not None:
+                    self._guard.finish()
+                return whole
             parts, received = [], 0
-            while received <= limit and (chunk := self._guarded(self._response.read1(_CHUNK))):
+            while received <= limit and (chunk := self._guarded(response.read1(_CHUNK))):
                 parts.append(chunk)
                 received += len(chunk)
-            return b"".join(parts)
-        except (HTTPError, OSError) as error:
-            raise _coded(error, self._guard) from error
-        finally:
+        except BaseException as error:
             self.close()
+            if isinstance(error, HTTPError | OSError):
+                raise _coded(error, self._guard, answered=True) from error
+            raise
+        self.close()
+        return b"".join(parts)
 
     def read_chunk(self) -> bytes:
         try:
             return self._guarded(self._response.read1(_CHUNK))
         except (HTTPError, OSError) as error:
-            raise _coded(error, self._guard) from error
+            raise _coded(error, self._guard, answered=True) from error
 
     def _guarded(self, chunk: bytes) -> bytes:
         # A body that ends with its connection looks complete when a guard has shut that down.
@@ -302,6 +344,9 @@ class _Response:
                 self._response.close()
         self._response.release_conn()  # else a pool that blocks would wait for it for ever
 
+
+_generation = 0
+"""How many forks lie between this process and the one that imported the module."""
 
 _calls = threading.local()
 """The guard of the call that the thread is sending."""
@@ -406,14 +451,14 @@ class _Owned:
 class _Guard:
     """What can stop one call from outside: its deadline, its token, closing its stream."""
 
-    __slots__ = ("_cancel", "_finished", "_process", "_reason", "connection", "deadline", "socket", "stopped")
+    __slots__ = ("_cancel", "_finished", "_generation", "_reason", "connection", "deadline", "socket", "stopped")
 
     def __init__(self, deadline: Deadline, cancel: CancelToken | None) -> None:
         self.deadline = deadline
         self._cancel = cancel
         self._reason: tuple[ConnectErrorCode, str] | None = None
         self._finished = False
-        self._process = os.getpid()
+        self._generation = _generation
         self.connection: _Owned | None = None
         self.socket: socket.socket | None = None
         self.stopped: socket.socket | None = None
@@ -447,7 +492,7 @@ class _Guard:
                 return
             self._reason = (code, message)
             # In a child process the socket is the parent's: shutting it down here would end the call there.
-            if self.socket is None or self.connection is None or self._process != os.getpid():
+            if self.socket is None or self.connection is None or self._generation != _generation:
                 return
             if self.connection.owner is self:
                 self.stopped = self.socket
@@ -519,7 +564,8 @@ _watchdog = _Watchdog()
 
 def _start_over_after_fork() -> None:
     # The child has neither the watchdog's thread nor those that may have held the locks.
-    global _owners, _watchdog
+    global _generation, _owners, _watchdog
+    _generation += 1
     _owners = threading.RLock()
     _watchdog = _Watchdog()
 

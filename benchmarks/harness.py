@@ -1,0 +1,360 @@
+"""How a row is measured: the two sides take turns, in short slices, and the pairs of slices are compared.
+
+A row is declared with a `Row`; the functions that start processes and make a `Side` of them are here too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import workers
+from generate import GEN, HERE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["Ratio", "Result", "Row", "Side", "Slice", "client_row", "import_row", "measure", "server_row"]
+
+
+# ---- what a row is
+
+
+class Slice(NamedTuple):
+    """What happened in one slice of time."""
+
+    calls: int
+    wall: float
+    """Seconds on the wall clock."""
+    cpu: float
+    """Seconds of processor time of what is measured."""
+    other: float
+    """Seconds of processor time of what it talks to: the load generator, or the server under a client."""
+
+
+class Side(Protocol):
+    """One side of a row, ready to be measured."""
+
+    def run(self, seconds: float) -> Slice: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        key: names the row on the command line.
+        title: names it in the table.
+        target: what the ratio ought to be at least, or at most where `is_cost`.
+        open: starts both sides, named by the second argument ("ours" or "floor"), on a stack that stops them.
+        is_cost: the ratio is of times and not of rates: less is better.
+    """
+
+    key: str
+    title: str
+    target: float
+    open: Callable[[contextlib.ExitStack, Sequence[str]], Sequence[Side]]
+    is_cost: bool = False
+
+
+class Ratio(NamedTuple):
+    """The median of the pairs' ratios, ours to the floor's."""
+
+    median: float
+    error: float
+    """How far the median may be off: half the width of its 95 % confidence interval."""
+    low: float
+    """The lower quartile of the pairs."""
+    high: float
+    """The upper quartile."""
+
+    @classmethod
+    def of(cls, ratios: Sequence[float]) -> Ratio:
+        """Summarise the ratios of at least two pairs."""
+        low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        # The interval between two order statistics, by the normal approximation of the binomial distribution: it
+        # assumes nothing of how the ratios are distributed, which a standard error would.
+        count, reach = len(ratios), 1.96 * math.sqrt(len(ratios)) / 2
+        first, last = math.floor(count / 2 - reach), math.ceil(count / 2 + reach)
+        ordered = sorted(ratios)
+        return cls(median, (ordered[min(last, count - 1)] - ordered[max(first, 0)]) / 2, low, high)
+
+
+@dataclass
+class Result:
+    """The slices of one row, in pairs."""
+
+    row: Row
+    ours: list[Slice] = field(default_factory=list)
+    floor: list[Slice] = field(default_factory=list)
+
+    def rate(self) -> Ratio:
+        """Calls per second of wall clock, compared; for a cost seconds per call."""
+        return self._ratio([slice_.wall / slice_.calls for slice_ in self.ours], [s.wall / s.calls for s in self.floor])
+
+    def cpu(self) -> Ratio:
+        """Calls per second of processor time, compared; for a cost seconds per call."""
+        return self._ratio([slice_.cpu / slice_.calls for slice_ in self.ours], [s.cpu / s.calls for s in self.floor])
+
+    def _ratio(self, ours: Sequence[float], floor: Sequence[float]) -> Ratio:
+        costs = [mine / theirs for mine, theirs in zip(ours, floor, strict=True)]
+        return Ratio.of(costs if self.row.is_cost else [1 / cost for cost in costs])
+
+    def reaches_target(self) -> bool:
+        """Whether the row is as good as it ought to be, to two decimals.
+
+        Processor time decides, being the steadier of the two. The wall clock may object when it is sure: it is what
+        would show a runtime that waits.
+        """
+        rate, cpu = self.rate(), self.cpu()
+        if self.row.is_cost:
+            return round(cpu.median, 2) <= self.row.target and rate.median - rate.error <= self.row.target
+        return round(cpu.median, 2) >= self.row.target and rate.median + rate.error >= self.row.target
+
+
+def measure(
+    rows: Sequence[Row], *, seconds: float, pairs: int, sides: Sequence[str], progress: Callable[[int], None]
+) -> list[Result]:
+    """Measure all rows together, so that a noisy minute of the machine harms a few pairs of each and no row as a whole.
+
+    Args:
+        rows: what to measure.
+        seconds: the length of a slice.
+        pairs: how many slices of each side of each row.
+        sides: the names of the two sides, ("ours", "floor"); the same name twice measures the harness itself.
+        progress: told the number of each round of pairs before it begins.
+    """
+    results = [Result(row) for row in rows]
+    with contextlib.ExitStack() as stack:
+        opened = [row.open(stack, sides) for row in rows]
+        for pair in opened:
+            for side in pair:
+                side.run(min(seconds, 0.5))  # to warm up: caches, the interpreter's specialised code, connections
+        for number in range(pairs):
+            progress(number)
+            for result, (ours, floor) in zip(results, opened, strict=True):
+                # The order turns round each time: a machine that gets steadily slower, or faster, favours neither.
+                if number % 2:
+                    result.floor.append(floor.run(seconds))
+                    result.ours.append(ours.run(seconds))
+                else:
+                    result.ours.append(ours.run(seconds))
+                    result.floor.append(floor.run(seconds))
+    return results
+
+
+# ---- processes
+
+
+def _cores() -> tuple[set[int], set[int]]:
+    """A core for what is measured and one for what it talks to; the same, and all, where there is no choice."""
+    if not hasattr(os, "sched_getaffinity"):
+        return set(), set()
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        return set(cores), set(cores)
+    return {cores[-1]}, {cores[0]}  # the first is where interrupts tend to land
+
+
+_MEASURED, _OTHER = _cores()
+
+
+def _start(
+    stack: contextlib.ExitStack, command: Sequence[str], cores: set[int], *, talks: bool = False
+) -> subprocess.Popen[str]:
+    """Start a process on these cores; the stack stops it."""
+
+    def pin() -> None:
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+    pipe = subprocess.PIPE if talks else subprocess.DEVNULL
+    process = subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, text=True, cwd=HERE, env=_environment(), preexec_fn=pin
+    )
+    stack.callback(_stop, process)
+    return process
+
+
+def _environment() -> dict[str, str]:
+    path = [str(HERE), str(GEN), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    # An import is that of compiled modules, as everywhere after the first time, also where the machine writes none.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PYTHONPYCACHEPREFIX"] = str(GEN / "bytecode")
+    return environment
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+class _Worker:
+    """A worker process (see `workers`)."""
+
+    def __init__(self, stack: contextlib.ExitStack, script: str, *arguments: object, cores: set[int]) -> None:
+        command = [sys.executable, str(HERE / script), *map(str, arguments)]
+        process = _start(stack, command, cores, talks=True)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._stdin, self._stdout = process.stdin, process.stdout
+        if self._stdout.readline() != "ready\n":
+            raise SystemExit(f"{script} did not start; its last words are above")
+
+    def order(self, task: str, seconds: float) -> workers.Sample:
+        return workers.order(self._stdin, self._stdout, task, seconds)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _await_port(process: subprocess.Popen[str], port: int) -> None:
+    """Wait until something listens there."""
+    for _ in range(200):
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise SystemExit(f"{process.args!r} did not start; its last words are above")
+
+
+def _tree(pid: int) -> Iterator[int]:
+    """A process and all that descend from it."""
+    yield pid
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as children:
+                for child in children.read().split():
+                    yield from _tree(int(child))
+
+
+def _cpu_of(pids: Sequence[int]) -> float:
+    """The processor time that processes have used, in seconds, to the nanosecond (which /proc/*/stat is not)."""
+    # The id of another process's clock is made as clock_getcpuclockid(3) of Linux makes it.
+    return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
+
+
+# ---- rows of servers
+
+
+class _ServerSide:
+    def __init__(self, process: subprocess.Popen[str], load: _Worker) -> None:
+        self._pids = list(_tree(process.pid))
+        self._load = load
+
+    def run(self, seconds: float) -> Slice:
+        before = _cpu_of(self._pids)
+        sample = self._load.order("load", seconds)
+        return Slice(sample.calls, sample.wall, _cpu_of(self._pids) - before, sample.cpu)
+
+
+def server_row(
+    command: Callable[[str, int], Sequence[str]], application: str, *, connections: int, one_core: bool = True
+) -> Callable[[contextlib.ExitStack, Sequence[str]], list[Side]]:
+    """Two servers, each with an application, under load.
+
+    Args:
+        command: makes the arguments for the interpreter of an application ("module:name") and a port.
+        application: with "{}" where the side's name goes.
+        connections: how many requests are in flight.
+        one_core: keep the server to one core. Otherwise it has all of them, and the load generator takes its share of
+            one: then processor time alone is to be compared.
+    """
+    cores = _MEASURED if one_core else _MEASURED | _OTHER
+
+    def open_sides(stack: contextlib.ExitStack, names: Sequence[str]) -> list[Side]:
+        sides: list[Side] = []
+        for name in names:
+            port = _free_port()
+            process = _start(stack, [sys.executable, *command(application.format(name), port)], cores)
+            _await_port(process, port)
+            sides.append(_ServerSide(process, _Worker(stack, "load.py", port, connections, cores=_OTHER)))
+        return sides
+
+    return open_sides
+
+
+# ---- rows of clients
+
+
+class _ClientSide:
+    def __init__(self, worker: _Worker, task: str, responder: subprocess.Popen[str]) -> None:
+        self._worker = worker
+        self._task = task
+        self._responder = responder
+
+    def run(self, seconds: float) -> Slice:
+        before = _cpu_of([self._responder.pid])
+        sample = self._worker.order(self._task, seconds)
+        return Slice(sample.calls, sample.wall, sample.cpu, _cpu_of([self._responder.pid]) - before)
+
+
+def client_row(colour: str, *, concurrency: int = 1) -> Callable[[contextlib.ExitStack, Sequence[str]], list[Side]]:
+    """Two clients in one process, which makes them more alike than two processes are, against `responder`.
+
+    Args:
+        colour: "sync" or "async".
+        concurrency: how many calls are in flight.
+    """
+
+    def open_sides(stack: contextlib.ExitStack, names: Sequence[str]) -> list[Side]:
+        port = _free_port()
+        responder = _start(stack, [sys.executable, str(HERE / "responder.py"), str(port)], _OTHER)
+        _await_port(responder, port)
+        worker = _Worker(stack, "clients.py", colour, port, concurrency, *names, cores=_MEASURED)
+        return [_ClientSide(worker, str(index), responder) for index in range(len(names))]
+
+    return open_sides
+
+
+# ---- rows of imports
+
+
+class _ImportSide:
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def run(self, seconds: float) -> Slice:
+        calls, wall, cpu = 0, 0.0, 0.0
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or not calls:
+            with contextlib.ExitStack() as stack:
+                command = [sys.executable, str(HERE / "importing.py"), self._module]
+                process = _start(stack, command, _MEASURED, talks=True)
+                words = process.communicate()[0].split()
+            if process.returncode:
+                raise SystemExit(f"{self._module} cannot be imported; why is above")
+            calls += 1
+            wall += float(words[0])
+            cpu += float(words[1])
+        return Slice(calls, wall, cpu, 0.0)
+
+
+def import_row(ours: str, floor: str) -> Callable[[contextlib.ExitStack, Sequence[str]], list[Side]]:
+    """The import of one module against that of another, each time in a fresh interpreter."""
+    modules = {"ours": ours, "floor": floor}
+
+    def open_sides(stack: contextlib.ExitStack, names: Sequence[str]) -> list[Side]:
+        return [_ImportSide(modules[name]) for name in names]
+
+    return open_sides

@@ -1,0 +1,288 @@
+"""How clients are made: their options, base URLs and HTTP clients."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+import urllib3
+
+from connectrpc.client import AsyncClient, ClientOptions, SyncClient
+from connectrpc.client.options import Procedures
+from connectrpc.codec import JsonCodec, ProtoCodec
+from connectrpc.errors import ConnectError
+from connectrpc.transports import AsyncTransport, SyncTransport, async_transport, sync_transport
+from harness import PURE, SERVER, UNARY, AsyncMemoryTransport, MemoryTransport, ask, canned, reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def nothing(*args: object) -> Any:
+    raise AssertionError("something was sent")
+
+
+def make_sync(base_url: str = "http://h", **options: Any) -> SyncClient:
+    return SyncClient(base_url, MemoryTransport(nothing), **options)
+
+
+def make_async(base_url: str = "http://h", **options: Any) -> AsyncClient:
+    return AsyncClient(base_url, AsyncMemoryTransport(nothing), **options)
+
+
+BOTH = pytest.mark.parametrize("make", [make_sync, make_async])
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("http://h", "http://h"),
+        ("http://h/", "http://h"),
+        ("https://h:8443/api/", "https://h:8443/api"),
+        ("https://h:8443/api///", "https://h:8443/api"),
+        ("http://[::1]:80", "http://[::1]:80"),
+        ("http://user:pass@h", "http://user:pass@h"),
+        ("HTTP://h", "HTTP://h"),
+    ],
+)
+def test_base_urls(make: Callable[..., Any], given: str, kept: str) -> None:
+    assert make(given).base_url == kept
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        "",
+        "h",
+        "h:80",
+        "localhost:8000",
+        "//h",
+        "ftp://h",
+        "http://",
+        "http:///x",
+        "http://:80",
+        "http://h?x=1",
+        "http://h/#x",
+        "http://h:abc",
+        "http://h:99999",
+        "http://h h",
+        "http://h/a b",
+        "http://h\n",
+        "http://[::1",
+        " http://h",
+    ],
+)
+def test_base_urls_that_are_none(make: Callable[..., Any], base_url: str) -> None:
+    with pytest.raises(ValueError):
+        make(base_url)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"protocol": "grpc"},
+        {"protocol": None},
+        {"codec": "xml"},
+        {"send_compression": "compress"},
+        {"accept_compression": ["gzip", "compress"]},
+        {"read_max_bytes": -1},
+        {"read_max_bytes": "1"},
+        {"compress_min_bytes": -1},
+        {"compress_min_bytes": None},
+        {"get_url_max_bytes": -1},
+        {"timeout_seconds": math.nan},
+        {"timeout_seconds": 0},
+        {"timeout_seconds": -1},
+        {"extra_headers": {"content-type": "x"}},
+        {"extra_headers": {"Connect-Timeout-Ms": "1"}},
+        {"extra_headers": {"x y": "1"}},
+        {"extra_headers": {"x": "\n"}},
+    ],
+)
+def test_options_that_make_no_sense(make: Callable[..., Any], options: dict[str, Any]) -> None:
+    """They are refused when the client is made, not at the first call that some request makes in the night."""
+    with pytest.raises(ValueError):
+        make(**options)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"codec": None},
+        {"codec": 5},
+        {"accept_compression": "gzip"},
+        {"extra_headers": {"x": 1}},
+        {"unknown": 1},
+        {"timeout": 5},
+    ],
+)
+def test_options_of_the_wrong_type(make: Callable[..., Any], options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError):
+        make(**options)
+
+
+def test_unknown_options_are_named() -> None:
+    with pytest.raises(TypeError, match="retries, timeout"):
+        make_sync(timeout=5, retries=3)
+
+
+def test_options_are_those_of_the_type() -> None:
+    """What a type checker lets pass is known, and the other way round."""
+    accepted: dict[str, Any] = {
+        "protocol": "connect",
+        "codec": "json",
+        "send_compression": "gzip",
+        "accept_compression": ["gzip"],
+        "compress_min_bytes": 0,
+        "read_max_bytes": None,
+        "send_max_bytes": None,
+        "use_get": True,
+        "get_url_max_bytes": 100,
+        "timeout_seconds": 5,
+        "extra_headers": {"x": "1"},
+        "interceptors": (),
+    }
+    assert accepted.keys() == ClientOptions.__annotations__.keys()
+    make_sync(**accepted)
+    make_async(**accepted)
+
+
+@BOTH
+def test_options_may_be_none_where_none_means_something(make: Callable[..., Any]) -> None:
+    make(send_compression=None, accept_compression=None, read_max_bytes=None, timeout_seconds=None, extra_headers=None)
+
+
+@pytest.mark.parametrize("codec", ["json", JsonCodec()])
+def test_codec(codec: Any) -> None:
+    request, body = Procedures("http://h", {"codec": codec}).unary(UNARY).request(ask("a"), None, None)
+    assert dict(request.headers)["content-type"] == "application/json"
+    assert body == b'{"name":"a"}'
+
+
+def test_default_codec() -> None:
+    _, body = Procedures("http://h", {"codec": ProtoCodec()}).unary(UNARY).request(ask("a"), None, None)
+    _, same = Procedures("http://h", {}).unary(UNARY).request(ask("a"), None, None)
+    assert body == same == ask("a").SerializeToString()
+
+
+@pytest.mark.parametrize("name", ["identity", None])
+def test_no_compression(name: str | None) -> None:
+    procedures = Procedures("http://h", {"send_compression": name, "compress_min_bytes": 0})
+    request, _ = procedures.unary(UNARY).request(ask("a"), None, None)
+    assert "content-encoding" not in dict(request.headers)
+    assert "connect-content-encoding" not in dict(procedures.stream(SERVER).request(None, None).headers)
+
+
+def test_compressions_of_ones_own() -> None:
+    class Reverse:
+        name = "x-reverse"
+
+        def compress(self, data: bytes) -> bytes:
+            return data[::-1]
+
+        def decompress(self, data: bytes, max_bytes: int | None) -> bytes:
+            return data[::-1]
+
+    procedures = Procedures(
+        "http://h", {"send_compression": Reverse(), "accept_compression": ["gzip", Reverse()], "compress_min_bytes": 0}
+    )
+    request, body = procedures.unary(UNARY).request(ask("a"), None, None)
+    assert body == ask("a").SerializeToString()[::-1]
+    assert dict(request.headers)["content-encoding"] == "x-reverse"
+    assert dict(request.headers)["accept-encoding"] == "gzip, x-reverse"
+
+
+def test_what_is_known_is_worked_out_once() -> None:
+    procedures = Procedures("http://h", {})
+    assert procedures.unary(UNARY) is procedures.unary(UNARY)
+    assert procedures.stream(SERVER) is procedures.stream(SERVER)
+    assert procedures.unary(UNARY) is not procedures.unary(PURE)
+
+
+@pytest.mark.parametrize(
+    ("default", "given", "expected"),
+    [(None, None, None), (5, None, 5000), (5, 0.5, 500), (None, 0.0001, 1), (5, 1e300, 10**10)],
+)
+def test_deadlines(default: float | None, given: float | None, expected: int | None) -> None:
+    assert Procedures("http://h", {"timeout_seconds": default}).deadline(given).timeout_ms == expected
+
+
+def test_deadlines_that_have_passed() -> None:
+    procedures = Procedures("http://h", {"timeout_seconds": 5})
+    for seconds in (0, -1):
+        with pytest.raises(ConnectError):
+            procedures.deadline(seconds)
+    with pytest.raises(ValueError):
+        procedures.deadline(math.nan)
+
+
+# HTTP clients
+
+
+def test_transports_of_ones_own() -> None:
+    transport, other = MemoryTransport(canned(200, None, b"")), AsyncMemoryTransport(canned(200, None, b""))
+    assert isinstance(transport, SyncTransport)
+    assert isinstance(other, AsyncTransport)
+    assert sync_transport(transport, "http://h") is transport
+    assert async_transport(other) is other
+
+
+def test_urllib3() -> None:
+    with urllib3.PoolManager() as manager:
+        assert isinstance(sync_transport(manager, "http://h"), SyncTransport)
+    with urllib3.ProxyManager("http://proxy:1") as manager:
+        assert isinstance(sync_transport(manager, "http://h"), SyncTransport)
+    assert isinstance(sync_transport(None, "http://h"), SyncTransport)
+    assert isinstance(async_transport(None), AsyncTransport)
+
+
+class LikeHttpx:
+    """``httpx.Client`` and ``requests.Session`` have a method ``send`` too, but not this one."""
+
+    def send(self, request: object, *, stream: bool = False, auth: object = None) -> object: ...
+    def close(self) -> None: ...
+
+
+class LikeAsyncHttpx:
+    async def send(self, request: object, *, stream: bool = False, auth: object = None) -> object: ...
+    async def aclose(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "http_client",
+    [
+        object(),
+        "http://proxy",
+        urllib3.PoolManager,
+        AsyncMemoryTransport(nothing),
+        aiohttp,
+        LikeAsyncHttpx(),
+        LikeHttpx(),
+    ],
+)
+def test_what_is_no_http_client(http_client: Any) -> None:
+    with pytest.raises(TypeError, match="http_client"):
+        SyncClient("http://h", http_client)
+
+
+@pytest.mark.parametrize(
+    "http_client",
+    [object(), urllib3.PoolManager(), aiohttp.ClientSession, MemoryTransport(nothing), LikeHttpx(), LikeAsyncHttpx()],
+)
+def test_what_is_no_async_http_client(http_client: Any) -> None:
+    with pytest.raises(TypeError, match="http_client"):
+        AsyncClient("http://h", http_client)
+
+
+def test_a_message_reaches_the_url_below_the_base() -> None:
+    transport = MemoryTransport(canned(200, "application/proto", reply("a").SerializeToString()))
+    client = SyncClient("http://h:81/api/", transport)
+    assert client._caller.unary(UNARY, ask()) == reply("a")
+    ((request, _),) = transport.requests
+    assert request.url == "http://h:81/api" + UNARY.path
