@@ -430,9 +430,6 @@ class MemoryResponse:
     def read_chunk(self) -> bytes:
         return next(self._parts, b"")
 
-    def check(self) -> None:
-        pass
-
     def interrupt(self) -> None:
         self.interrupted = True
 

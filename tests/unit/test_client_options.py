@@ -160,20 +160,24 @@ def test_options_may_be_none_where_none_means_something(make: Callable[..., Any]
 
 @pytest.mark.parametrize("codec", ["json", JsonCodec()])
 def test_codec(codec: Any) -> None:
-    request, body = Procedures("http://h", {"codec": codec}).unary(UNARY).request(ask("a"), None, None)
+    request, body = (
+        Procedures("http://h", {"codec": codec}, asynchronous=False).unary(UNARY).request(ask("a"), None, None)
+    )
     assert dict(request.headers)["content-type"] == "application/json"
     assert body == b'{"name":"a"}'
 
 
 def test_default_codec() -> None:
-    _, body = Procedures("http://h", {"codec": ProtoCodec()}).unary(UNARY).request(ask("a"), None, None)
-    _, same = Procedures("http://h", {}).unary(UNARY).request(ask("a"), None, None)
+    _, body = (
+        Procedures("http://h", {"codec": ProtoCodec()}, asynchronous=False).unary(UNARY).request(ask("a"), None, None)
+    )
+    _, same = Procedures("http://h", {}, asynchronous=False).unary(UNARY).request(ask("a"), None, None)
     assert body == same == ask("a").SerializeToString()
 
 
 @pytest.mark.parametrize("name", ["identity", None])
 def test_no_compression(name: str | None) -> None:
-    procedures = Procedures("http://h", {"send_compression": name, "compress_min_bytes": 0})
+    procedures = Procedures("http://h", {"send_compression": name, "compress_min_bytes": 0}, asynchronous=False)
     request, _ = procedures.unary(UNARY).request(ask("a"), None, None)
     assert "content-encoding" not in dict(request.headers)
     assert "connect-content-encoding" not in dict(procedures.stream(SERVER).request(None, None).headers)
@@ -190,7 +194,9 @@ def test_compressions_of_ones_own() -> None:
             return data[::-1]
 
     procedures = Procedures(
-        "http://h", {"send_compression": Reverse(), "accept_compression": ["gzip", Reverse()], "compress_min_bytes": 0}
+        "http://h",
+        {"send_compression": Reverse(), "accept_compression": ["gzip", Reverse()], "compress_min_bytes": 0},
+        asynchronous=False,
     )
     request, body = procedures.unary(UNARY).request(ask("a"), None, None)
     assert body == ask("a").SerializeToString()[::-1]
@@ -199,7 +205,7 @@ def test_compressions_of_ones_own() -> None:
 
 
 def test_what_is_known_is_worked_out_once() -> None:
-    procedures = Procedures("http://h", {})
+    procedures = Procedures("http://h", {}, asynchronous=False)
     assert procedures.unary(UNARY) is procedures.unary(UNARY)
     assert procedures.stream(SERVER) is procedures.stream(SERVER)
     assert procedures.unary(UNARY) is not procedures.unary(PURE)
@@ -210,11 +216,13 @@ def test_what_is_known_is_worked_out_once() -> None:
     [(None, None, None), (5, None, 5000), (5, 0.5, 500), (None, 0.0001, 1), (5, 1e300, 10**10)],
 )
 def test_deadlines(default: float | None, given: float | None, expected: int | None) -> None:
-    assert Procedures("http://h", {"timeout_seconds": default}).deadline(given).timeout_ms == expected
+    assert (
+        Procedures("http://h", {"timeout_seconds": default}, asynchronous=False).deadline(given).timeout_ms == expected
+    )
 
 
 def test_deadlines_that_have_passed() -> None:
-    procedures = Procedures("http://h", {"timeout_seconds": 5})
+    procedures = Procedures("http://h", {"timeout_seconds": 5}, asynchronous=False)
     for seconds in (0, -1):
         with pytest.raises(ConnectError):
             procedures.deadline(seconds)

@@ -1,29 +1,47 @@
-"""Interceptors and hooks on both sides, in both colours, for every kind of RPC."""
+"""Interceptors and hooks: one model on both sides and in both colours.
+
+Every test that takes ``place`` runs four times: around a client's calls and around a service's handlers, synchronous
+and asynchronous.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import types
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
-from connectrpc.client.aio import AsyncCaller
-from connectrpc.client.sync import SyncCaller
+from connectrpc._core.chain import build_chain
+from connectrpc.client import AsyncClient, SyncClient
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.interceptors import CallContext, Hooks, Request, Response
+from connectrpc.interceptors import Hooks, Request, Response
 from connectrpc.server import ServerResponse, ServerStream, asgi_service, wsgi_service
 from harness import (
     BIDI,
     CLIENT,
-    MISSING,
+    METHODS,
     SERVER,
     SERVICE,
+    STREAM_PROTO,
     UNARY,
+    Answer,
     AsyncMemoryTransport,
+    Connection,
     MemoryTransport,
+    Starter,
     ask,
+    asked,
+    body_events,
+    canned,
+    code_of,
+    environ,
+    frame,
+    part,
     reply,
+    scope,
+    serve,
     through_asgi,
     through_wsgi,
 )
@@ -31,360 +49,688 @@ from harness import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from google.protobuf.source_context_pb2 import SourceContext
-    from multidict import CIMultiDict
-
-KINDS = {"unary": UNARY, "server": SERVER, "client": CLIENT, "bidi": BIDI}
+ABORTED = ConnectErrorCode.ABORTED
 
 
-class Echo:
-    """Answers with the names that it was asked, and with headers and trailers."""
-
-    def unary(self, req: Any) -> Any:
-        if req.msg.name == "fail":
-            return ServerResponse(ConnectError(ConnectErrorCode.ABORTED, "no"), {"x-h": "1"}, {"x-t": "2"})
-        if req.msg.name == "boom":
-            raise ValueError("a secret")
-        return ServerResponse(reply(req.msg.name), {"x-h": "1"}, {"x-t": "2"})
-
-    def server(self, req: Any) -> Any:
-        def each() -> Iterator[Any]:
-            yield from (reply(letter) for letter in req.msg.name)
-            if req.msg.number:
-                yield ConnectError(ConnectErrorCode.ABORTED, "no")
-
-        return ServerStream(each(), {"x-h": "1"}, {"x-t": "2"})
-
-    def client(self, req: Any) -> Any:
-        return ServerResponse(reply("".join(msg.name for msg in req)), {"x-h": "1"}, {"x-t": "2"})
-
-    def bidi(self, req: Any) -> Any:
-        return ServerStream((reply(msg.name) for msg in req), {"x-h": "1"}, {"x-t": "2"})
-
-
-class AsyncEcho:
-    """The same, awaited."""
-
-    async def unary(self, req: Any) -> Any:
-        await asyncio.sleep(0)
-        return Echo().unary(req)
-
-    async def server(self, req: Any) -> Any:
-        async def each() -> AsyncIterator[Any]:
-            for letter in req.msg.name:
-                await asyncio.sleep(0)
-                yield reply(letter)
-            if req.msg.number:
-                yield ConnectError(ConnectErrorCode.ABORTED, "no")
-
-        return ServerStream(each(), {"x-h": "1"}, {"x-t": "2"})
-
-    async def client(self, req: Any) -> Any:
-        return ServerResponse(reply("".join([msg.name async for msg in req])), {"x-h": "1"}, {"x-t": "2"})
-
-    async def bidi(self, req: Any) -> Any:
-        return ServerStream((reply(msg.name) async for msg in req), {"x-h": "1"}, {"x-t": "2"})
-
-
-class Log(Hooks):
-    """Writes down all that it is told."""
+class Service:
+    """Answers with what it was asked; its streams tell whether they were closed."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
+        self.calls = 0
+        self.closed = 0
 
-    def on_start(self, context: CallContext) -> None:
-        self.lines.append(f"start {context.method.name}")
+    def unary(self, request: Any) -> Any:
+        self.calls += 1
+        return self._answer([request.msg.name], request)
 
-    def on_request_message(self, context: CallContext, message: Any) -> None:
-        self.lines.append(f"request {message.name}")
+    pure = unary
 
-    def on_response_headers(self, context: CallContext, headers: CIMultiDict[str]) -> None:
-        self.lines.append(f"headers {headers.get('x-h')}")
+    def client(self, request: Any) -> Any:
+        self.calls += 1
+        return self._answer([message.name for message in request], request)
 
-    def on_response_message(self, context: CallContext, message: Any) -> None:
-        self.lines.append(f"response {message.file_name}")
+    def server(self, request: Any) -> Any:
+        self.calls += 1
+        return self._stream([request.msg.name, "b"], request)
 
-    def on_end(self, context: CallContext, error: BaseException | None, trailers: CIMultiDict[str]) -> None:
-        code = error.code.code_name if isinstance(error, ConnectError) else type(error).__name__
-        self.lines.append(f"end {code} {trailers.get('x-t')}")
+    def bidi(self, request: Any) -> Any:
+        self.calls += 1
+        return self._stream((message.name for message in request), request)
+
+    def _answer(self, names: list[str], request: Any) -> Any:
+        self._check(names)
+        headers = {"x-h": "1", "x-seen": request.headers.get("x-added", "")}
+        return ServerResponse(reply(",".join(names)), headers, {"x-t": "2"})
+
+    def _stream(self, names: Any, request: Any) -> Any:
+        headers = {"x-h": "1", "x-seen": request.headers.get("x-added", "")}
+        return ServerStream(self._messages(names), headers, {"x-t": "2"})
+
+    def _messages(self, names: Any) -> Iterator[Any]:
+        try:
+            for name in names:
+                self._check([name])
+                yield reply(name)
+        finally:
+            self.closed += 1
+
+    def _check(self, names: list[str]) -> None:
+        if "fail" in names:
+            raise ConnectError(ABORTED, "m", [Duration(seconds=5)])
+        if "raise" in names:
+            raise RuntimeError("secret")
 
 
-class Wired:
-    """A client wired to a service, both with interceptors, in one colour."""
+class AsyncService(Service):
+    async def client(self, request: Any) -> Any:
+        self.calls += 1
+        return self._answer([message.name async for message in request], request)
 
-    def __init__(self, colour: str, client: list[Any], server: list[Any]) -> None:
-        self.colour = colour
-        echo = types.SimpleNamespace(**MISSING)
-        if colour == "sync":
-            app = wsgi_service(SERVICE, _Over(Echo(), echo), interceptors=server)
-            self._transport: Any = MemoryTransport(through_wsgi(app))
-            self._caller: Any = SyncCaller("http://test", self._transport, {"interceptors": client})
+    async def bidi(self, request: Any) -> Any:
+        self.calls += 1
+        return ServerStream(self._each(request), {"x-h": "1"}, {"x-t": "2"})
+
+    async def _each(self, request: Any) -> AsyncIterator[Any]:
+        try:
+            async for message in request:
+                self._check([message.name])
+                yield reply(message.name)
+        finally:
+            self.closed += 1
+
+
+class Outcome:
+    def __init__(self, texts: list[str], error: ConnectError | None, headers: Any, trailers: Any) -> None:
+        self.texts = texts
+        self.error = error
+        self.headers = headers
+        self.trailers = trailers
+
+
+def requests_of(method: Any, name: str) -> Any:
+    return [ask("x"), ask(name)] if method.kind.client_streams else ask(name)
+
+
+def call_sync(client: SyncClient, method: Any, name: str = "a", headers: Any = None) -> Outcome:
+    caller, requests = client._caller, requests_of(method, name)
+    if not method.kind.server_streams:
+        one = caller.client_stream_output if method.kind.client_streams else caller.unary_output
+        output = one(method, requests, headers)
+        message = output.message()
+        texts = [] if message is None else [message.file_name]
+        return Outcome(texts, output.error(), output.response_headers(), output.response_trailers())
+    many = caller.bidi_stream_output if method.kind.client_streams else caller.server_stream_output
+    with many(method, requests, headers) as stream:
+        texts = [message.file_name for message in stream]
+    return Outcome(texts, stream.error(), stream.response_headers(), stream.response_trailers())
+
+
+async def call_async(client: AsyncClient, method: Any, name: str = "a", headers: Any = None) -> Outcome:
+    caller, requests = client._caller, requests_of(method, name)
+    if not method.kind.server_streams:
+        one: Any = caller.client_stream_output if method.kind.client_streams else caller.unary_output
+        output = await one(method, requests, headers)
+        message = output.message()
+        texts = [] if message is None else [message.file_name]
+        return Outcome(texts, output.error(), output.response_headers(), output.response_trailers())
+    many = caller.bidi_stream_output if method.kind.client_streams else caller.server_stream_output
+    async with many(method, requests, headers) as stream:
+        texts = [message.file_name async for message in stream]
+    return Outcome(texts, stream.error(), stream.response_headers(), stream.response_trailers())
+
+
+class Place:
+    """Where interceptors can be: on one side, in one colour."""
+
+    def __init__(self, side: str, asynchronous: bool) -> None:
+        self.is_client = side == "client"
+        self.asynchronous = asynchronous
+        self.service = Service()
+
+    def call(self, method: Any, interceptors: list[Any], name: str = "a", headers: Any = None) -> Outcome:
+        """A call whose other side and colour have no interceptors."""
+        if self.is_client:
+            answer = through_wsgi(wsgi_service(SERVICE, self.service))
+            if not self.asynchronous:
+                return call_sync(
+                    SyncClient("http://h", MemoryTransport(answer), interceptors=interceptors), method, name, headers
+                )
+            client = AsyncClient("http://h", AsyncMemoryTransport(answer), interceptors=interceptors)
+            return asyncio.run(call_async(client, method, name, headers))
+        if self.asynchronous:
+            self.service = AsyncService()
+            answer = through_asgi(asgi_service(SERVICE, self.service, interceptors=interceptors))
         else:
-            asgi = asgi_service(SERVICE, _Over(AsyncEcho(), echo), interceptors=server)
-            answer = through_asgi(asgi)
-            self._transport = AsyncMemoryTransport(lambda *given: _in_thread(answer, *given))
-            self._caller = AsyncCaller("http://test", self._transport, {"interceptors": client})
+            answer = through_wsgi(wsgi_service(SERVICE, self.service, interceptors=interceptors))
+        return call_sync(SyncClient("http://h", MemoryTransport(answer)), method, name, headers)
 
-    def call(self, kind: str, *names: str, number: int = 0, **options: Any) -> tuple[list[str], Any]:
-        """The texts of the answer, and the output."""
-        method = KINDS[kind]
-        given: Any = [ask(name) for name in names] if method.kind.client_streams else ask(names[0], number)
-        verb = (
-            f"{ {'unary': 'unary', 'server': 'server_stream', 'client': 'client_stream', 'bidi': 'bidi_stream'}[kind] }"
-        )
-        make = getattr(self._caller, f"{verb}_output")
-        if self.colour == "sync":
-            output = make(method, given, **options)
-            if method.kind.server_streams:
-                return [message.file_name for message in output], output
-        else:
+    def interceptor(self, before: Any = None, after: Any = None) -> Any:
+        """An interceptor of this colour that calls plain functions before and after."""
+        if not self.asynchronous:
 
-            async def run() -> tuple[list[str], Any]:
-                output = await make(method, given, **options)
-                if not method.kind.server_streams:
-                    return [], output
-                return [message.file_name async for message in output], output
+            def intercept(request: Request, proceed: Any) -> Response:
+                if before is not None:
+                    before(request)
+                response: Response = proceed(request)
+                return (after(response) if after is not None else None) or response
 
-            texts, output = asyncio.run(run())
-            if method.kind.server_streams:
-                return texts, output
-        message: SourceContext | None = output.message()
-        return ([] if message is None else [message.file_name]), output
+            return intercept
+
+        async def intercept_async(request: Request, proceed: Any) -> Response:
+            await asyncio.sleep(0)
+            if before is not None:
+                before(request)
+            response: Response = await proceed(request)
+            await asyncio.sleep(0)
+            return (after(response) if after is not None else None) or response
+
+        return intercept_async
 
 
-class _Over:
-    def __init__(self, first: object, second: object) -> None:
-        self._both = (first, second)
-
-    def __getattr__(self, name: str) -> Any:
-        for one in self._both:
-            if hasattr(one, name):
-                return getattr(one, name)
-        raise AttributeError(name)
+@pytest.fixture(
+    params=[(side, asynchronous) for side in ("client", "server") for asynchronous in (False, True)],
+    ids=["client", "async-client", "server", "async-server"],
+)
+def place(request: pytest.FixtureRequest) -> Place:
+    return Place(*request.param)
 
 
-def _in_thread(function: Any, *given: Any) -> Any:
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function, *given).result()
-
-
-colours = pytest.mark.parametrize("colour", ["sync", "async"])
-kinds = pytest.mark.parametrize("kind", list(KINDS))
+def expected_of(method: Any) -> list[str]:
+    if method is BIDI:
+        return ["x", "a"]
+    return ["a", "b"] if method is SERVER else ["x,a"] if method is CLIENT else ["a"]
 
 
-def around(colour: str, before: Any = None, after: Any = None) -> Any:
-    """An interceptor of either colour that does the same."""
-
-    def sync(request: Request, proceed: Any) -> Response:
-        if before is not None:
-            before(request)
-        response: Response = proceed(request)
-        if after is not None:
-            after(response)
-        return response
-
-    async def aio(request: Request, proceed: Any) -> Response:
-        if before is not None:
-            before(request)
-        await asyncio.sleep(0)
-        response: Response = await proceed(request)
-        if after is not None:
-            after(response)
-        return response
-
-    return sync if colour == "sync" else aio
+EVERY = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 
 
-@colours
-@kinds
-def test_hooks_are_told_the_same_on_both_sides(colour: str, kind: str) -> None:
-    client, server = Log(), Log()
-    names = ("a", "b") if KINDS[kind].kind.client_streams else ("ab",)
-    texts, output = Wired(colour, [client], [server]).call(kind, *names)
-    assert output.error() is None
-    assert "".join(texts) == "ab"
-    expected = {
-        f"start {KINDS[kind].name}",
-        *(f"request {name}" for name in names),
-        "headers 1",
-        *(f"response {text}" for text in texts),
-        "end NoneType 2",
-    }
-    for log in (client, server):
-        assert set(log.lines) == expected
-        assert len(log.lines) == len(expected)
-        assert log.lines[0].startswith("start")
-        assert log.lines[-1] == "end NoneType 2"
-
-
-@colours
-def test_hooks_are_told_of_errors(colour: str) -> None:
-    client, server = Log(), Log()
-    wired = Wired(colour, [client], [server])
-    _, output = wired.call("unary", "fail")
-    assert output.error().code is ConnectErrorCode.ABORTED
-    assert output.response_headers()["x-h"] == "1"
-    assert output.response_trailers()["x-t"] == "2"
-    assert client.lines[-1].startswith("end aborted")
-    assert server.lines[-1].startswith("end aborted")
-    _, output = wired.call("unary", "boom")
-    assert output.error().code is ConnectErrorCode.UNKNOWN
-    assert "secret" not in str(output.error())
-    assert server.lines[-1].startswith("end ValueError")
-    texts, output = wired.call("server", "ab", number=1)
-    assert texts == ["a", "b"]
-    assert output.error().code is ConnectErrorCode.ABORTED
-    assert output.response_trailers()["x-t"] == "2"
-    assert client.lines[-1].startswith("end aborted")
-    assert server.lines[-1].startswith("end aborted")
-
-
-@colours
-@kinds
-def test_the_first_is_the_outermost(colour: str, kind: str) -> None:
-    order: list[str] = []
+@EVERY
+def test_they_stand_around_the_call(place: Place, method: Any) -> None:
+    log: list[str] = []
 
     def named(name: str) -> Any:
-        return around(colour, lambda _: order.append(f"+{name}"), lambda _: order.append(f"-{name}"))
+        return place.interceptor(
+            lambda request: log.append(f"before {name}"), lambda response: log.append(f"after {name}")
+        )
 
-    Wired(colour, [named("c1"), named("c2")], [named("s1"), named("s2")]).call(kind, "a")
-    assert [mark for mark in order if mark.startswith("+")] == ["+c1", "+c2", "+s1", "+s2"]
-    assert order.index("-c2") < order.index("-c1")
-    assert order.index("-s2") < order.index("-s1")
+    outcome = place.call(method, [named("outer"), named("inner")])
+    assert outcome.texts == expected_of(method)
+    assert outcome.error is None
+    assert log == ["before outer", "before inner", "after inner", "after outer"]
+    assert (outcome.headers["x-h"], outcome.trailers["x-t"]) == ("1", "2")
 
 
-@colours
-@kinds
-def test_messages_and_metadata_can_be_replaced(colour: str, kind: str) -> None:
-    def asking(request: Request) -> None:
-        request.context.request_headers["x-asked"] = "yes"
-        if request.messages is None:
-            request.message = ask("changed")
-        elif colour == "sync":
-            request.messages = [ask("changed")]
-        else:
-            request.messages = _async_list([ask("changed")])
-
-    def answering(response: Response) -> None:
-        response.headers["x-answered"] = "yes"
-        response.trailers["x-ended"] = "yes"
-
-    seen: list[str | None] = []
-    wired = Wired(
-        colour,
-        [around(colour, asking)],
-        [around(colour, lambda request: seen.append(request.context.request_headers.get("x-asked")), answering)],
+@EVERY
+def test_what_they_see(place: Place, method: Any) -> None:
+    seen: list[Any] = []
+    outcome = place.call(
+        method,
+        [place.interceptor(seen.append, seen.append), place.interceptor(seen.append, seen.append)],
+        "a",
+        {"X-Given": "g"},
     )
-    texts, output = wired.call(kind, "original")
-    assert "".join(texts) == "changed"
-    assert seen == ["yes"]
-    assert output.response_headers()["x-answered"] == "yes"
-    assert output.response_trailers()["x-ended"] == "yes"
+    assert outcome.error is None
+    request, inner, _, response = seen
+    assert isinstance(request, Request)
+    assert isinstance(response, Response)
+    context = request.context
+    assert inner.context is context, "the same for all interceptors of the call"
+    assert context.method is method
+    assert context.is_client is place.is_client
+    assert context.request_headers["x-given"] == "g"
+    assert context.timeout.timeout_ms is None
+    assert context.peer.address == ("http://h" if place.is_client else "192.0.2.1:1234")
+    assert method.path in repr(context)
+    assert (request.message is None) is method.kind.client_streams
+    assert (request.messages is None) is not method.kind.client_streams
+    assert (response.message is None) is method.kind.server_streams
+    assert (response.messages is None) is not method.kind.server_streams
+    assert response.headers["x-h"] == "1"
 
 
-async def _async_list(items: list[Any]) -> AsyncIterator[Any]:
-    for item in items:
-        yield item
+def test_messages_can_be_replaced(place: Place) -> None:
+    def before(request: Request) -> None:
+        request.message = ask(request.message.name + "!")
+
+    def after(response: Response) -> None:
+        response.message = reply(response.message.file_name + "?")
+
+    assert place.call(UNARY, [place.interceptor(before, after)]).texts == ["a!?"]
+    response = Response(reply("other"))
+    assert place.call(UNARY, [place.interceptor(after=lambda _: response)]).texts == ["other"]
 
 
-@colours
-@kinds
-@pytest.mark.parametrize("side", ["client", "server"])
-def test_an_interceptor_can_refuse(colour: str, kind: str, side: str) -> None:
-    def refuse(request: Request) -> None:
+@pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)
+def test_streams_of_requests_can_be_replaced(place: Place, method: Any) -> None:
+    def before(request: Request) -> None:
+        messages: Any = request.messages
+        if place.asynchronous:
+            request.messages = shout_async(messages)
+        else:
+            request.messages = (ask(message.name + "!") for message in messages)
+
+    async def shout_async(messages: Any) -> AsyncIterator[Any]:
+        if hasattr(messages, "__aiter__"):
+            async for message in messages:
+                yield ask(message.name + "!")
+        else:
+            for message in messages:
+                yield ask(message.name + "!")
+
+    texts = place.call(method, [place.interceptor(before)]).texts
+    assert ",".join(texts) == "x!,a!"
+
+
+@pytest.mark.parametrize("method", [SERVER, BIDI], ids=lambda method: method.name)
+def test_streams_of_answers_can_be_replaced(place: Place, method: Any) -> None:
+    def after(response: Response) -> None:
+        messages: Any = response.messages
+        if place.asynchronous:
+            response.messages = shout_async(messages)
+        else:
+            response.messages = (reply(message.file_name + "?") for message in messages)
+
+    async def shout_async(messages: Any) -> AsyncIterator[Any]:
+        async for message in messages:
+            yield reply(message.file_name + "?")
+
+    outcome = place.call(method, [place.interceptor(after=after)])
+    assert outcome.texts == [text + "?" for text in expected_of(method)]
+    assert outcome.error is None
+    assert outcome.trailers["x-t"] == "2"
+
+
+@EVERY
+def test_metadata_can_be_changed(place: Place, method: Any) -> None:
+    def before(request: Request) -> None:
+        request.context.request_headers["x-added"] = "added"
+
+    def after(response: Response) -> None:
+        response.headers["x-h"] = "changed"
+        response.headers.add("x-new", "n")
+
+    outcome = place.call(method, [place.interceptor(before, after)])
+    assert outcome.error is None
+    if not (place.asynchronous and method is BIDI and not place.is_client):
+        assert outcome.headers["x-seen"] == "added"
+    if not place.is_client or not method.kind.server_streams:
+        assert (outcome.headers["x-h"], outcome.headers["x-new"]) == ("changed", "n")
+
+
+@EVERY
+def test_refusing(place: Place, method: Any) -> None:
+    """Nobody behind it is called."""
+
+    def before(request: Request) -> None:
         raise ConnectError(ConnectErrorCode.UNAUTHENTICATED, "who are you?")
 
-    interceptors = [around(colour, refuse)]
-    texts, output = Wired(
-        colour, interceptors if side == "client" else [], interceptors if side == "server" else []
-    ).call(kind, "a")
-    assert texts == []
-    assert output.error().code is ConnectErrorCode.UNAUTHENTICATED
-    assert output.error().message == "who are you?"
+    outcome = place.call(method, [place.interceptor(before), place.interceptor(lambda request: pytest.fail("called"))])
+    assert (code_of(outcome.error), str(outcome.error)) == ("unauthenticated", "unauthenticated: who are you?")
+    assert place.service.calls == 0
 
 
-@colours
-@kinds
-@pytest.mark.parametrize("side", ["client", "server"])
-def test_what_an_interceptor_raises_is_coded(colour: str, kind: str, side: str) -> None:
-    def stumble(request: Request) -> None:
-        raise KeyError("a secret")
+@EVERY
+def test_what_else_they_raise(place: Place, method: Any, caplog: pytest.LogCaptureFixture) -> None:
+    error = ZeroDivisionError("secret")
 
-    interceptors = [around(colour, stumble)]
-    _, output = Wired(colour, interceptors if side == "client" else [], interceptors if side == "server" else []).call(
-        kind, "a"
-    )
-    if side == "client":
-        assert output.error().code is ConnectErrorCode.INTERNAL
-        assert isinstance(output.error().__cause__, KeyError)
+    def before(request: Request) -> None:
+        raise error
+
+    outcome = place.call(method, [place.interceptor(before)])
+    if place.is_client:
+        assert outcome.error is not None
+        assert outcome.error.__cause__ is error
     else:
-        assert output.error().code is ConnectErrorCode.UNKNOWN
-        assert "secret" not in str(output.error())
+        assert code_of(outcome.error) == "unknown"
+        assert "secret" not in str(outcome.error)
+        assert "secret" in caplog.text
+    assert place.service.calls == 0
 
 
-@colours
-def test_a_client_can_try_again(colour: str) -> None:
-    attempts: list[int] = []
+@EVERY
+def test_answering_without_the_call(place: Place, method: Any) -> None:
+    """As a cache does."""
 
-    def flaky(request: Request) -> None:
-        attempts.append(1)
-        if len(attempts) < 3:
-            raise ConnectError(ConnectErrorCode.UNAVAILABLE, "not yet")
+    def sync(request: Request, proceed: Any) -> Response:
+        messages = [reply("cached"), reply("too")]
+        if request.context.method.kind.server_streams:
+            return Response(messages=stream(messages) if place.asynchronous else iter(messages))
+        return Response(reply("cached"))
 
-    def retry(request: Request, proceed: Any) -> Response:
-        while True:
+    async def stream(messages: Any) -> AsyncIterator[Any]:
+        for message in messages:
+            yield message
+
+    async def asynchronous(request: Request, proceed: Any) -> Response:
+        return sync(request, proceed)
+
+    outcome = place.call(method, [asynchronous if place.asynchronous else sync])
+    assert outcome.texts == (["cached", "too"] if method.kind.server_streams else ["cached"])
+    assert outcome.error is None
+    assert place.service.calls == 0
+
+
+def test_calling_again(place: Place) -> None:
+    """As a retry does."""
+    attempts = itertools.count(1)
+
+    def sync(request: Request, proceed: Any) -> Response:
+        for _ in range(2):
             try:
-                response: Response = proceed(request)
-                return response
-            except ConnectError as error:
-                if error.code is not ConnectErrorCode.UNAVAILABLE:
-                    raise
+                next(attempts)
+                proceed(request)
+            except ConnectError:
+                request.message = ask("fine")
+        response: Response = proceed(request)
+        return response
 
-    async def retry_async(request: Request, proceed: Any) -> Response:
-        while True:
+    async def asynchronous(request: Request, proceed: Any) -> Response:
+        for _ in range(2):
             try:
-                response: Response = await proceed(request)
-                return response
-            except ConnectError as error:
-                if error.code is not ConnectErrorCode.UNAVAILABLE:
-                    raise
+                next(attempts)
+                await proceed(request)
+            except ConnectError:
+                request.message = ask("fine")
+        response: Response = await proceed(request)
+        return response
 
-    wired = Wired(colour, [retry if colour == "sync" else retry_async], [around(colour, flaky)])
-    for kind in ("unary", "client"):
-        attempts.clear()
-        texts, output = wired.call(kind, "a")
-        assert output.error() is None
-        assert texts == ["a"]
-        assert len(attempts) == 3
+    outcome = place.call(UNARY, [asynchronous if place.asynchronous else sync], "fail")
+    assert outcome.texts == ["fine"]
+    assert next(attempts) == 3
+    assert place.service.calls == 3
 
 
-@colours
-def test_the_callers_own_mistakes_stay_as_they_are(colour: str) -> None:
-    wired = Wired(colour, [around(colour)], [])
-    for kind in KINDS:
-        with pytest.raises(ValueError, match="content-type"):
-            wired.call(kind, "a", extra_headers={"content-type": "mine"})
+@EVERY
+def test_failures_pass_through(place: Place, method: Any) -> None:
+    """They see an error that is raised, and the caller sees all of it."""
+    seen: list[BaseException] = []
+
+    def sync(request: Request, proceed: Any) -> Response:
+        try:
+            response: Response = proceed(request)
+        except BaseException as error:
+            seen.append(error)
+            raise
+        return response
+
+    async def asynchronous(request: Request, proceed: Any) -> Response:
+        try:
+            response: Response = await proceed(request)
+        except BaseException as error:
+            seen.append(error)
+            raise
+        return response
+
+    outcome = place.call(method, [asynchronous if place.asynchronous else sync], "fail")
+    assert outcome.error is not None
+    assert (code_of(outcome.error), outcome.error.message) == ("aborted", "m")
+    assert outcome.error.details[0].message() == Duration(seconds=5)
+    if not method.kind.server_streams:
+        assert [code_of(error) for error in seen] == ["aborted"]
+    else:
+        assert seen == [], "it is raised by iterating"
+        assert outcome.texts == (["x"] if method is BIDI else [])
+        assert outcome.trailers["x-t"] == "2"
 
 
-@colours
-def test_the_context_tells_of_the_call(colour: str) -> None:
-    seen: list[CallContext] = []
+class Noting(Hooks):
+    """Hooks that note everything."""
 
-    def look(request: Request) -> None:
-        seen.append(request.context)
+    def __init__(self) -> None:
+        self.log: list[Any] = []
+        self.ends: list[tuple[BaseException | None, Any]] = []
 
-    Wired(colour, [around(colour, look)], [around(colour, look)]).call("unary", "a", timeout_seconds=60)
-    client, server = seen
-    assert client.is_client
-    assert not server.is_client
-    assert client.peer.address == "http://test"
-    for context in seen:
-        assert context.method is UNARY
-        assert 50 < (context.timeout.remaining() or 0) <= 60
+    def on_start(self, context: Any) -> None:
+        context.values[self] = self
+        context.request_headers["x-added"] = "added"
+        self.log.append("start")
+
+    def on_request_message(self, context: Any, message: Any) -> None:
+        assert context.values[self] is self
+        self.log.append(f"> {message.name}")
+
+    def on_response_headers(self, context: Any, headers: Any) -> None:
+        self.log.append(f"headers {headers.get('x-h')}")
+        headers["x-hooked"] = "h"
+
+    def on_response_message(self, context: Any, message: Any) -> None:
+        self.log.append(f"< {message.file_name}")
+
+    def on_end(self, context: Any, error: BaseException | None, trailers: Any) -> None:
+        self.ends.append((error, dict(trailers)))
+        self.log.append("end")
+        trailers["x-late"] = "l"
 
 
-def test_a_list_with_something_else_is_refused() -> None:
-    with pytest.raises(TypeError, match="neither an interceptor nor Hooks"):
-        wsgi_service(SERVICE, types.SimpleNamespace(**MISSING), interceptors=[3])  # type: ignore[list-item]
+@EVERY
+def test_hooks(place: Place, method: Any) -> None:
+    noting = Noting()
+    outcome = place.call(method, [noting])
+    assert outcome.error is None
+    assert outcome.texts == expected_of(method)
+    requests = ["> x", "> a"] if method.kind.client_streams else ["> a"]
+    answers = [f"< {text}" for text in expected_of(method)]
+    assert noting.log[0] == "start"
+    assert noting.log[-1] == "end"
+    assert [entry for entry in noting.log if entry.startswith(">")] == requests
+    assert [entry for entry in noting.log if entry.startswith("<")] == answers
+    assert [entry for entry in noting.log if entry.startswith("headers")] == ["headers 1"]
+    ((error, trailers),) = noting.ends
+    assert error is None
+    assert trailers["x-t"] == "2"
+    if not place.is_client:
+        assert (outcome.headers["x-hooked"], outcome.trailers["x-late"]) == ("h", "l")
+
+
+@pytest.mark.parametrize("name", ["fail", "raise"])
+@EVERY
+def test_hooks_are_told_of_failures(place: Place, method: Any, name: str) -> None:
+    noting = Noting()
+    outcome = place.call(method, [noting], name)
+    assert outcome.error is not None
+    ((error, _),) = noting.ends
+    if name == "fail":
+        assert code_of(error) == "aborted"
+        assert code_of(outcome.error) == "aborted"
+    elif place.is_client:
+        assert code_of(error) == "unknown"
+    else:
+        assert isinstance(error, RuntimeError), "the handler's own"
+        assert code_of(outcome.error) == "unknown"
+    assert noting.log[-1] == "end"
+
+
+class Failing(Hooks):
+    def __init__(self, where: str) -> None:
+        self._where = where
+        for name in ("on_start", "on_request_message", "on_response_headers", "on_response_message", "on_end"):
+            setattr(self, name, self._fail if name == where else lambda *args: None)
+
+    def _fail(self, *args: object) -> None:
+        raise ZeroDivisionError("secret")
+
+
+@pytest.mark.parametrize(
+    "where", ["on_start", "on_request_message", "on_response_headers", "on_response_message", "on_end"]
+)
+@EVERY
+def test_hooks_that_fail(place: Place, method: Any, where: str) -> None:
+    """The call fails in an orderly way, and hooks further out are told how it ended."""
+    noting = Noting()
+    outcome = place.call(method, [noting, Failing(where)])
+    assert outcome.error is not None
+    assert code_of(outcome.error) in ("internal", "unknown")
+    assert place.is_client or "secret" not in str(outcome.error)
+    assert len(noting.ends) == 1
+    assert noting.ends[0][0] is not None
+
+
+# Streams that are left
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_hooks_are_told_when_a_client_leaves_a_stream(taken: int) -> None:
+    answer = canned(200, STREAM_PROTO, frame(reply("a").SerializeToString()) * 3 + frame(b"{}", 2))
+    noting = Noting()
+    transport = MemoryTransport(answer)
+    with SyncClient("http://h", transport, interceptors=[noting])._caller.server_stream_output(SERVER, ask()) as stream:
+        for _ in range(taken):
+            next(stream)
+    assert len(noting.ends) == 1
+    assert noting.ends[0][0] is not None
+    assert transport.responses[0].closed
+    assert stream.done()
+
+    noting, other = Noting(), AsyncMemoryTransport(answer)
+
+    async def main() -> None:
+        caller = AsyncClient("http://h", other, interceptors=[noting])._caller
+        async with caller.server_stream_output(SERVER, ask()) as stream:
+            for _ in range(taken):
+                await stream.__anext__()
+        assert stream.done()
+
+    asyncio.run(main())
+    assert len(noting.ends) == 1
+    assert noting.ends[0][0] is not None
+    assert other.inner.responses[0].closed
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2])
+def test_hooks_are_told_when_a_server_closes_a_stream(taken: int) -> None:
+    """As it does when the client has gone."""
+    noting, service = Noting(), Service()
+    app = wsgi_service(SERVICE, service, interceptors=[noting])
+    parts: Any = app(environ(SERVER.path, asked(ask("a")), STREAM_PROTO), Starter())
+    for _ in itertools.islice(parts, taken):
+        pass
+    parts.close()
+    assert len(noting.ends) == 1
+    assert noting.ends[0][0] is not None
+    assert service.closed == (taken > 1)
+
+
+def test_hooks_are_told_when_an_async_call_is_ended() -> None:
+    """By the client, or by a deadline, which is also an ``await`` in an interceptor."""
+
+    class Waiting(AsyncService):
+        async def unary(self, request: Any) -> Any:
+            await asyncio.sleep(5)
+
+        async def server(self, request: Any) -> Any:
+            yield reply("a")
+            await asyncio.sleep(5)
+
+    for method, content_type in ((UNARY, "application/proto"), (SERVER, STREAM_PROTO)):
+        for events, headers in (([0.02, {"type": "http.disconnect"}], []), ([], [("connect-timeout-ms", "20")])):
+            noting = Noting()
+            body = asked(ask("a")) if method is SERVER else b""
+            given: list[Any] = [part(body), *events]
+            connection = Connection(given)
+            app = asgi_service(SERVICE, Waiting(), interceptors=[noting])
+            asyncio.run(serve(app, scope(method.path, content_type, headers), connection))
+            assert len(noting.ends) == 1
+            assert noting.ends[0][0] is not None
+
+
+# What is refused
+
+
+async def an_async_interceptor(request: Request, proceed: Any) -> Response:
+    response: Response = await proceed(request)
+    return response
+
+
+def a_sync_interceptor(request: Request, proceed: Any) -> Response:
+    response: Response = proceed(request)
+    return response
+
+
+@pytest.mark.parametrize("interceptor", [5, "name", None, Hooks])
+def test_what_is_none(place: Place, interceptor: Any) -> None:
+    with pytest.raises(TypeError):
+        place.call(UNARY, [interceptor])
+    assert place.service.calls == 0
+
+
+def test_what_is_none_is_refused_when_a_client_or_app_is_made() -> None:
+    transport, other = MemoryTransport(canned(200, None, b"")), AsyncMemoryTransport(canned(200, None, b""))
+    for wrong in (5, Hooks):
+        for make in (
+            lambda wrong=wrong: SyncClient("http://h", transport, interceptors=[wrong]),
+            lambda wrong=wrong: AsyncClient("http://h", other, interceptors=[wrong]),
+            lambda wrong=wrong: wsgi_service(SERVICE, Service(), interceptors=[wrong]),
+            lambda wrong=wrong: asgi_service(SERVICE, AsyncService(), interceptors=[wrong]),
+        ):
+            with pytest.raises(TypeError):
+                make()
+
+
+def test_the_other_colour_is_refused() -> None:
+    """At the first call it could only fail in some obscure way."""
+    with pytest.raises(TypeError, match="async"):
+        SyncClient("http://h", MemoryTransport(canned(200, None, b"")), interceptors=[an_async_interceptor])
+    with pytest.raises(TypeError, match="async"):
+        wsgi_service(SERVICE, Service(), interceptors=[an_async_interceptor])
+
+
+def test_async_handlers_are_still_refused_under_wsgi() -> None:
+    class Coroutine:
+        async def unary(self, request: Any) -> Any: ...
+
+    with pytest.raises(TypeError, match="async"):
+        wsgi_service(SERVICE, Coroutine(), interceptors=[a_sync_interceptor])
+
+
+def test_an_error_that_is_used_again_brings_nothing_along() -> None:
+    """Errors may be constants of a module: what one caller was sent with it is not for another."""
+    error = ConnectError(ABORTED, "m")
+    results: list[Any] = []
+
+    class Constant(Service):
+        def unary(self, request: Any) -> Any:
+            return results.pop(0)
+
+    service = Constant()
+    for kind, around in ((wsgi_service, a_sync_interceptor), (asgi_service, an_async_interceptor)):
+        results[:] = [ServerResponse(error, {"x-mine": "secret"}, {"x-mine-too": "secret"}), error]
+        through: Any = through_wsgi if kind is wsgi_service else through_asgi
+        options: Any = {"interceptors": [around]}
+        client = SyncClient("http://h", MemoryTransport(through(kind(SERVICE, service, **options))))
+        first, second = call_sync(client, UNARY), call_sync(client, UNARY)
+        assert (first.headers["x-mine"], first.trailers["x-mine-too"]) == ("secret", "secret")
+        assert code_of(second.error) == "aborted"
+        assert "x-mine" not in second.headers
+        assert "x-mine-too" not in second.trailers
+
+
+def test_chain() -> None:
+    def innermost(request: Any) -> Any:
+        return f"<{request}>"
+
+    def wrap(mark: str) -> Any:
+        return lambda request, proceed: mark + proceed(request + mark) + mark
+
+    assert build_chain([], innermost, asynchronous=False) is innermost
+    chain: Any = build_chain([wrap("1"), wrap("2")], innermost, asynchronous=False)
+    assert chain("x") == "12<x12>21"
+
+
+def test_an_unimplemented_method_passes_interceptors() -> None:
+    """Metrics count it too."""
+    noting = Noting()
+    answer = through_wsgi(wsgi_service(SERVICE, object(), interceptors=[noting]))
+    outcome = call_sync(SyncClient("http://h", MemoryTransport(answer)), UNARY)
+    assert code_of(outcome.error) == "unimplemented"
+    assert code_of(noting.ends[0][0]) == "unimplemented"
+
+
+def test_a_call_that_never_was_is_not_told() -> None:
+    """A wrong argument is the caller's mistake, and comes to it as it is, through interceptors too."""
+    for interceptors in ([], [Hooks()], [a_sync_interceptor]):
+        client = SyncClient("http://h", MemoryTransport(canned(200, None, b"")), interceptors=interceptors)
+        with pytest.raises(ValueError, match="connect-x"):
+            client._caller.unary(UNARY, ask(), {"connect-x": "1"})
+        with pytest.raises(TypeError):
+            wrong: Any = reply()
+            client._caller.unary(UNARY, wrong)
+
+    def broken() -> Iterator[Any]:
+        yield ask()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        client._caller.client_stream(CLIENT, broken())
+
+
+def test_events_of_a_body_in_pieces() -> None:
+    noting = Noting()
+    app = asgi_service(SERVICE, AsyncService(), interceptors=[noting])
+    connection = Connection(body_events(asked(ask("x"), ask("a")), 3))
+    asyncio.run(serve(app, scope(BIDI.path, STREAM_PROTO), connection))
+    answer: Answer = connection.answer()
+    assert answer.stream()[0] == ["x", "a"]
+    assert [entry for entry in noting.log if entry[0] in "<>"] in (
+        ["> x", "< x", "> a", "< a"],
+        ["> x", "> a", "< x", "< a"],
+    )
