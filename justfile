@@ -34,8 +34,13 @@ alias format := fix
 # Types.
 mypy: protoc-gen
     {{python}} tests/conformance/prepare.py
+    {{python}} benchmarks/generate.py
     mypy
+    MYPYPATH=src:benchmarks:benchmarks/gen mypy benchmarks/*.py
     mypy --config-file tests/conformance/mypy.ini
+    MYPYPATH=src:tests/unit mypy tests/unit/*.py
+    MYPYPATH=src:. mypy tests/unit/plugin/*.py
+    MYPYPATH=src:tests/unit:tests/fuzz mypy tests/fuzz/*.py
 
 # Tests without sockets, on every Python that is installed.
 unit-test *args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +14,7 @@ from yarl import URL
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from connectrpc._core.http import HTTPRequest
 
@@ -33,6 +34,7 @@ class AiohttpTransport:
     def __init__(self, session: object | None) -> None:
         self._owns_session = session is None
         self._session = cast("aiohttp.ClientSession | None", session)
+        self._keeper: AsyncGenerator[None, None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timeout: aiohttp.ClientTimeout | None = None
 
@@ -65,12 +67,11 @@ class AiohttpTransport:
     def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take up work in ``loop``: a session is good for one loop only."""
         if self._owns_session:
-            if self._session is not None:
-                _abandon(self._session)
             # As few things of its own as can be: no cookies, and as many connections as there are calls.
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
             )
+            self._keeper = _keep(self._session)
         elif self._loop is not None:
             raise RuntimeError(
                 "this client's aiohttp.ClientSession belongs to an event loop that it was used in before: make a "
@@ -90,24 +91,30 @@ class AiohttpTransport:
             session, self._session = self._session, None
             if self._loop is asyncio.get_running_loop():
                 await session.close()
-            else:
-                _abandon(session)
+
+
+def _keep(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
+    """Have the running loop close ``session`` at its end, if nobody has by then.
+
+    A loop that ends closes the asynchronous generators that were begun in it, and this is one. Sockets that were left
+    to a loop which is over could not be closed any more.
+    """
+
+    async def keeper() -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await session.close()
+
+    begun = keeper()
+    with contextlib.suppress(StopIteration):
+        begun.__anext__().send(None)
+    return begun
 
 
 def _small(body: Any) -> Any:
     # aiohttp warns of larger ones, since it would hand them to the socket whole.
     return io.BytesIO(body) if body is not None and len(body) > _LARGE else body
-
-
-def _abandon(session: aiohttp.ClientSession) -> None:
-    """Let go of a session whose loop is over: its connections were closed with that."""
-    connector = session.connector
-    session.detach()
-    if connector is not None:
-        try:
-            connector._close_immediately() if hasattr(connector, "_close_immediately") else connector._close()
-        except RuntimeError:
-            pass  # the event loop is closed
 
 
 def _coded(error: Exception, upload: _Upload | None, *, answered: bool) -> Exception:
