@@ -174,6 +174,11 @@ def head_of(request: HTTPRequest) -> Head:
     return Head(url.path, request.headers, http_method=request.method, query=url.query)
 
 
+USUAL: dict[str, str] = {}
+"""Headers that every request carries which does not say otherwise. Tests of applications run with and without
+``connect-protocol-version``, which clients always send: services may take a shorter way then."""
+
+
 # WSGI
 
 
@@ -202,7 +207,8 @@ def environ(
         "wsgi.input": io.BytesIO(body),
         "wsgi.errors": io.StringIO(),
     }
-    for name, value in (headers or {}).items():
+    usual = {name: value for name, value in USUAL.items() if name not in map(str.lower, headers or ())}
+    for name, value in {**usual, **(headers or {})}.items():
         made["HTTP_" + name.upper().replace("-", "_")] = value
     for key, value in changes.items():
         made[key.replace("wsgi_", "wsgi.") if key.startswith("wsgi_") else key] = value
@@ -281,6 +287,7 @@ def scope(
 ) -> dict[str, Any]:
     """A scope as the ASGI specification describes it."""
     pairs = [(name.lower().encode(), value.encode()) for name, value in headers]
+    pairs += [pair for name, value in USUAL.items() if (pair := (name.encode(), value.encode()))[0] not in dict(pairs)]
     if content_type is not None:
         pairs.insert(0, (b"content-type", content_type.encode()))
     return {

@@ -613,6 +613,87 @@ def test_hooks_are_told_when_an_async_call_is_ended() -> None:
             assert noting.ends[0][0] is not None
 
 
+STREAM = frame(reply("a").SerializeToString()) + frame(b'{"metadata":{"x-t":["1"]}}', 2)
+
+
+def test_an_intercepted_stream_tells_as_it_goes() -> None:
+    transport = MemoryTransport(canned(200, STREAM_PROTO, STREAM, x_h="1"))
+    stream = SyncClient("http://h", transport, interceptors=[Hooks()])._caller.server_stream_output(SERVER, ask())
+    assert stream.response_headers()["x-h"] == "1"
+    assert (next(stream).file_name, stream.done(), stream.error()) == ("a", False, None)
+    with pytest.raises(RuntimeError, match="trailers"):
+        stream.response_trailers()
+    for _ in range(2):
+        assert next(stream, None) is None
+        assert (stream.done(), stream.error()) == (True, None)
+    assert stream.response_trailers()["x-t"] == "1"
+    stream.close()
+    stream.close()
+
+    other = AsyncMemoryTransport(canned(200, STREAM_PROTO, STREAM, x_h="1"))
+
+    async def main() -> None:
+        caller = AsyncClient("http://h", other, interceptors=[Hooks()])._caller
+        stream = await caller.server_stream_output(SERVER, ask())
+        assert stream.response_headers()["x-h"] == "1"
+        assert ((await stream.__anext__()).file_name, stream.done(), stream.error()) == ("a", False, None)
+        with pytest.raises(RuntimeError, match="trailers"):
+            stream.response_trailers()
+        for _ in range(2):
+            with pytest.raises(StopAsyncIteration):
+                await stream.__anext__()
+            assert (stream.done(), stream.error()) == (True, None)
+        assert stream.response_trailers()["x-t"] == "1"
+        await stream.close()
+        await stream.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_stream_that_an_interceptor_gives_up_is_closed(again: bool) -> None:
+    """Because it fails after the call has begun, or because it calls again and gives another."""
+
+    def sync(request: Request, proceed: Any) -> Response:
+        proceed(request)
+        if not again:
+            raise ConnectError(ABORTED, "m")
+        response: Response = proceed(request)
+        return response
+
+    async def asynchronous(request: Request, proceed: Any) -> Response:
+        await proceed(request)
+        if not again:
+            raise ConnectError(ABORTED, "m")
+        response: Response = await proceed(request)
+        return response
+
+    transport = MemoryTransport(canned(200, STREAM_PROTO, STREAM))
+    outcome = call_sync(SyncClient("http://h", transport, interceptors=[sync]), SERVER)
+    other = AsyncMemoryTransport(canned(200, STREAM_PROTO, STREAM))
+    async_outcome = asyncio.run(call_async(AsyncClient("http://h", other, interceptors=[asynchronous]), SERVER))
+    for found, responses in ((outcome, transport.responses), (async_outcome, other.inner.responses)):
+        assert len(responses) == 1 + again
+        assert all(response.closed for response in responses)
+        assert found.texts == (["a"] if again else [])
+        if not again:
+            assert code_of(found.error) == "aborted"
+
+
+def test_an_interceptor_waits_within_the_deadline() -> None:
+    async def slow(request: Request, proceed: Any) -> Response:
+        await asyncio.sleep(5)
+        raise AssertionError
+
+    for method in (UNARY, SERVER):
+        noting = Noting()
+        other = AsyncMemoryTransport(canned(200, STREAM_PROTO, STREAM))
+        client = AsyncClient("http://h", other, interceptors=[noting, slow], timeout_seconds=0.02)
+        outcome = asyncio.run(call_async(client, method))
+        assert code_of(outcome.error) == "deadline_exceeded"
+        assert len(noting.ends) == 1
+
+
 # What is refused
 
 

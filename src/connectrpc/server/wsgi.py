@@ -27,7 +27,7 @@ from connectrpc.server.handlers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Protocol
 
     from typing_extensions import Unpack
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     class Input(Protocol):
         def read(self, size: int = -1, /) -> bytes: ...
+        def readline(self, size: int = -1, /) -> bytes: ...
 
 
 __all__ = ["WSGIApplication", "wsgi_app", "wsgi_service"]
@@ -52,6 +53,7 @@ _STATUS = {status.value: f"{status.value} {status.phrase}" for status in HTTPSta
 _STATUS[499] = "499 Client Closed Request"
 
 _CHUNK = 64 * 1024
+_GUNICORN_READ_AHEAD = 1024
 _LENGTH_MAX_DIGITS = 19  # 2**63 has as many, and Python is slow and then refuses to convert very long ones
 
 
@@ -194,7 +196,7 @@ def _messages(call: ServerCall, body: _RequestBody) -> Iterator[Any]:
     # Some servers' read(n) waits for all of n bytes. Asking for no more than a message needs gives each one as soon as
     # it is there; a small body of known length has most likely come whole.
     whole = body.length is not None and body.length <= _CHUNK
-    while chunk := body.read(_CHUNK if whole else min(call.wanted, _CHUNK)):
+    while chunk := body.read(_CHUNK) if whole else body.read_soon(min(call.wanted, _CHUNK)):
         for message in call.feed(chunk):
             call.deadline.check()
             yield message
@@ -336,18 +338,33 @@ class _RequestBody:
             self.length = None if environ.get("wsgi.input_terminated") else 0
         self._left = self.length
 
+    def read_soon(self, size: int) -> bytes:
+        """Up to ``size`` bytes, without waiting for more than these; none at the end.
+
+        Raises:
+            ConnectError: as ``read``.
+        """
+        # gunicorn's read() waits for a kilobyte, or for the end, whatever it is asked for; its readline() does not.
+        # granian's readline() waits for a line.
+        if size < _GUNICORN_READ_AHEAD and type(self._input).__module__ == "gunicorn.http.body":
+            return self._read(self._input.readline, size)
+        return self._read(self._input.read, size)
+
     def read(self, size: int) -> bytes:
         """Up to ``size`` bytes; none at the end.
 
         Raises:
             ConnectError: ``invalid_argument``: the body broke off, or its transfer coding is broken.
         """
+        return self._read(self._input.read, size)
+
+    def _read(self, read: Callable[[int], bytes], size: int) -> bytes:
         if self._left is not None:
             size = min(size, self._left)
             if not size:
                 return b""
         try:
-            chunk = self._input.read(size)
+            chunk = read(size)
         except Exception as error:  # each server has its own
             self._left = 0
             raise _unreadable() from error

@@ -90,8 +90,8 @@ class Urllib3Transport:
         except BaseException as error:
             if guard is not None:
                 guard.finish()
-            if upload is not None and upload.failure is not None:
-                raise upload.failure from None
+            if isinstance(error, _UploadFailedError):
+                raise error.failure from None
             if isinstance(error, HTTPError | OSError):
                 raise _coded(error, guard, answered=False) from error
             raise
@@ -263,12 +263,19 @@ def _coded(error: Exception, guard: _Guard | None, *, answered: bool) -> Connect
     return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {error}")
 
 
+class _UploadFailedError(Exception):
+    """What the caller's request iterator raised, in a form that urllib3 does not take for a failure of its own."""
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
 class _Upload:
-    """A request body in parts, which remembers what the caller's iterator raised."""
+    """A request body in parts."""
 
     def __init__(self, parts: Iterator[bytes]) -> None:
         self._parts = parts
-        self.failure: Exception | None = None
 
     def __iter__(self) -> _Upload:
         return self
@@ -279,8 +286,7 @@ class _Upload:
         except StopIteration:
             raise
         except Exception as error:
-            self.failure = error
-            raise
+            raise _UploadFailedError(error) from error
 
 
 class _Response:

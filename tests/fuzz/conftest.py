@@ -1,0 +1,8 @@
+"""Makes what the unit tests share, ``harness`` and ``fuzzing``, importable here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "unit"))

@@ -1,0 +1,95 @@
+"""What generated code meets when it is imported."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+
+import pytest
+
+from connectrpc import gencode
+
+
+def test_the_version_of_this_runtime_is_fine() -> None:
+    gencode.require(gencode.GENCODE_VERSION, "a.proto")
+
+
+def test_too_new() -> None:
+    with pytest.raises(ImportError) as caught:
+        gencode.require(gencode.GENCODE_VERSION + 1, "dir/a.proto")
+    text = str(caught.value)
+    assert "dir/a.proto" in text
+    assert "newer" in text
+    assert "upgrade connect-python" in text
+    assert "\n" not in text
+
+
+def test_too_old() -> None:
+    with pytest.raises(ImportError) as caught:
+        gencode.require(0, "dir/a.proto")
+    text = str(caught.value)
+    assert "dir/a.proto" in text
+    assert "too old" in text
+    assert "generate it again" in text
+    assert "\n" not in text
+
+
+def test_deprecated_function() -> None:
+    @gencode.deprecated("use other()")
+    def old(a: int, *, b: int = 2) -> tuple[int, int]:
+        """Its docstring."""
+        return a, b
+
+    with pytest.warns(DeprecationWarning, match=r"^use other\(\)$") as caught:
+        assert old(1, b=3) == (1, 3)
+    assert [warning.filename for warning in caught] == [__file__], "it points at the caller"
+    assert old.__name__ == "old"
+    assert old.__doc__ == "Its docstring."
+    assert list(inspect.signature(old).parameters) == ["a", "b"]
+    assert vars(old)["__deprecated__"] == "use other()"
+
+
+def test_deprecated_method() -> None:
+    class Client:
+        @gencode.deprecated("no more")
+        def old(self) -> str:
+            return type(self).__name__
+
+    with pytest.warns(DeprecationWarning, match="no more"):
+        assert Client().old() == "Client"
+
+
+def test_deprecated_class() -> None:
+    @gencode.deprecated("use Other")
+    class Old:
+        def __init__(self, value: int) -> None:
+            self.value = value
+
+    with pytest.warns(DeprecationWarning, match="^use Other$") as caught:
+        made = Old(5)
+    assert made.value == 5
+    assert isinstance(made, Old)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert vars(Old)["__deprecated__"] == "use Other"
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # from Python 3.13 on, deriving from it warns at once
+
+        class Derived(Old):
+            pass
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Derived(6).value == 6, "what derives from it has been warned when it was defined, if at all"
+
+
+def test_importing_is_no_use() -> None:
+    """Marking alone warns of nothing, or every import of generated code would."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+
+        @gencode.deprecated("x")
+        def old() -> None: ...
+
+        @gencode.deprecated("x")
+        class Old: ...

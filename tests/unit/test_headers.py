@@ -1,0 +1,56 @@
+"""Everything that can be given as headers comes out as the same names and values."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, get_args
+
+import pytest
+from multidict import CIMultiDict, MultiDict
+from urllib3 import HTTPHeaderDict
+
+from connectrpc.headers import HeaderInput, iter_headers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PAIRS = [("x-one", "1"), ("X-Two", "2"), ("X-Two", "3")]
+
+
+def of_urllib3() -> HTTPHeaderDict:
+    headers = HTTPHeaderDict()
+    for name, value in PAIRS:
+        headers.add(name, value)
+    return headers
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: {"x-one": ["1"], "X-Two": ["2", "3"]},
+        lambda: MultiDict(PAIRS),
+        lambda: CIMultiDict(PAIRS),
+        of_urllib3,
+    ],
+)
+def test_repeated_names(make: Callable[[], HeaderInput]) -> None:
+    assert list(iter_headers(make())) == PAIRS
+
+
+def test_one_value_each() -> None:
+    assert list(iter_headers({"b": "1", "a": "2"})) == [("b", "1"), ("a", "2")]
+
+
+@pytest.mark.parametrize("empty", [{}, MultiDict(), CIMultiDict(), HTTPHeaderDict()])
+def test_none_at_all(empty: HeaderInput) -> None:
+    assert list(iter_headers(empty)) == []
+
+
+def test_the_five_kinds_are_documented_by_the_type() -> None:
+    assert len(get_args(HeaderInput)) == 5
+
+
+def test_urllib3_is_not_imported() -> None:
+    script = "import connectrpc.headers, sys; raise SystemExit('urllib3' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -1,0 +1,266 @@
+"""aiohttp as a transport, over a session made of memory. Real servers are for the integration tests."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from multidict import CIMultiDict
+from yarl import URL
+
+from connectrpc._core.http import HTTPRequest
+from connectrpc.errors import ConnectError
+from connectrpc.transports.aiohttp import AiohttpTransport
+from harness import code_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+HEADERS = [("content-type", "application/proto"), ("x-many", "1"), ("x-many", "2")]
+
+
+class Content:
+    def __init__(self, chunks: list[Any]) -> None:
+        self._chunks = list(chunks)
+
+    async def readany(self) -> bytes:
+        await asyncio.sleep(0)
+        chunk: Any = self._chunks.pop(0) if self._chunks else b""
+        if isinstance(chunk, BaseException):
+            raise chunk
+        whole: bytes = chunk
+        return whole
+
+
+class Answer:
+    """As ``aiohttp.ClientResponse``."""
+
+    def __init__(self, *chunks: Any, length: int | None = None) -> None:
+        self.status = 200
+        self.headers: CIMultiDict[str] = CIMultiDict({"X-One": "1"})
+        self.content_length = length
+        self.content = Content(list(chunks))
+        self.closed = 0
+
+    async def read(self) -> bytes:
+        whole = b""
+        while chunk := await self.content.readany():
+            whole += chunk
+        return whole
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Session:
+    """As ``aiohttp.ClientSession``."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.timeout = aiohttp.ClientTimeout(total=300, connect=1, sock_connect=2, sock_read=3)
+        self._answers = list(answers)
+        self.requests: list[dict[str, Any]] = []
+        self.bodies: list[list[bytes]] = []
+        self.closed = 0
+
+    async def request(self, method: str, url: URL, **options: Any) -> Any:
+        self.requests.append({"method": method, "url": url, **options})
+        data = options["data"]
+        if data is not None and not isinstance(data, bytes):
+            try:
+                self.bodies.append([part async for part in data])
+            except ZeroDivisionError as error:
+                raise aiohttp.ClientConnectionError("it could not be sent") from error
+        answer = self._answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+async def send(transport: AiohttpTransport, body: bytes | AsyncIterator[bytes] | None = b"request") -> Any:
+    return await transport.send(HTTPRequest("POST", "http://h/p?x=%2F", HEADERS), body)
+
+
+async def parts(*given: bytes) -> AsyncIterator[bytes]:
+    for part in given:
+        yield part
+
+
+def test_what_is_sent() -> None:
+    session = Session(Answer(b"body"))
+
+    async def main() -> None:
+        response = await send(AiohttpTransport(session))
+        assert response.status == 200
+        assert response.headers.get("x-one") == "1"
+        assert await response.read(None) == b"body"
+
+    asyncio.run(main())
+    (request,) = session.requests
+    assert request.pop("headers").items() == CIMultiDict(HEADERS).items()
+    timeout = request.pop("timeout")
+    assert timeout == aiohttp.ClientTimeout(total=None, connect=1, sock_connect=2, sock_read=3), (
+        "the user's, but no total"
+    )
+    assert request == {
+        "method": "POST",
+        "url": URL("http://h/p?x=%2F", encoded=True),
+        "data": b"request",
+        "allow_redirects": False,
+        "raise_for_status": False,
+        "auto_decompress": False,
+    }
+
+
+def test_no_body() -> None:
+    session = Session(Answer())
+    asyncio.run(send(AiohttpTransport(session), None))
+    assert session.requests[0]["data"] is None
+
+
+def test_a_request_in_parts() -> None:
+    """The first part is empty, or aiohttp would hold the head back until there is a message."""
+    session = Session(Answer())
+
+    async def main() -> None:
+        response = await send(AiohttpTransport(session), parts(b"one", b"two"))
+        assert response.uploaded
+
+    asyncio.run(main())
+    assert session.bodies == [[b"", b"one", b"two"]]
+
+
+def test_what_the_request_iterator_raises() -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"one"
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(send(AiohttpTransport(Session()), broken()))
+
+
+@pytest.mark.parametrize(("length", "limit"), [(None, None), (6, None), (None, 6), (6, 6), (None, 100)])
+def test_bodies(length: int | None, limit: int | None) -> None:
+    answer = Answer(b"one", b"two", length=length)
+
+    async def main() -> None:
+        assert await (await send(AiohttpTransport(Session(answer)))).read(limit) == b"onetwo"
+
+    asyncio.run(main())
+    assert answer.closed
+
+
+@pytest.mark.parametrize("length", [None, 9])
+def test_a_body_is_cut_off_beyond_the_limit(length: int | None) -> None:
+    answer = Answer(b"one", b"two", b"six", length=length)
+
+    async def main() -> None:
+        assert await (await send(AiohttpTransport(Session(answer)))).read(4) == b"onetwo"
+
+    asyncio.run(main())
+    assert answer.closed
+
+
+def test_chunks() -> None:
+    answer = Answer(b"one", b"two")
+
+    async def main() -> None:
+        response = await send(AiohttpTransport(Session(answer)))
+        assert [await response.read_chunk() for _ in range(3)] == [b"one", b"two", b""]
+        assert not answer.closed
+        response.close()
+        assert answer.closed
+
+    asyncio.run(main())
+
+
+FAILURES: list[tuple[Exception, str, str]] = [
+    (aiohttp.ServerDisconnectedError(), "unavailable", "before it saw the request"),
+    (aiohttp.ConnectionTimeoutError(), "unavailable", "too long"),
+    (aiohttp.SocketTimeoutError(), "deadline_exceeded", "read timeout"),
+    (aiohttp.ClientConnectorError(None, OSError(1, "x")), "unavailable", "no connection"),  # type: ignore[arg-type]
+    (aiohttp.ClientPayloadError("x"), "unavailable", "failed"),
+    (ConnectionResetError("x"), "unavailable", ""),
+]
+
+
+@pytest.mark.parametrize(("failure", "code", "text"), FAILURES, ids=lambda value: type(value).__name__)
+def test_failures(failure: Exception, code: str, text: str) -> None:
+    async def begin() -> None:
+        await send(AiohttpTransport(Session(failure)))
+
+    async def read() -> None:
+        await (await send(AiohttpTransport(Session(Answer(b"x", failure))))).read(None)
+
+    async def read_bounded() -> None:
+        await (await send(AiohttpTransport(Session(Answer(b"x", failure))))).read(100)
+
+    async def read_chunks() -> None:
+        response = await send(AiohttpTransport(Session(Answer(b"x", failure))))
+        assert await response.read_chunk() == b"x"
+        await response.read_chunk()
+
+    for attempt in (begin, read, read_bounded, read_chunks):
+        with pytest.raises(ConnectError) as caught:
+            asyncio.run(attempt())
+        assert code_of(caught.value) == code
+        assert caught.value.message
+        assert text in caught.value.message or attempt is not begin
+        assert caught.value.__cause__ is failure
+
+
+def test_cancellation_is_no_failure() -> None:
+    async def main() -> None:
+        await send(AiohttpTransport(Session(asyncio.CancelledError())))
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(main())
+
+
+def test_what_is_handed_in_stays_open() -> None:
+    session = Session(Answer())
+
+    async def main() -> None:
+        transport = AiohttpTransport(session)
+        await send(transport)
+        await transport.aclose()
+
+    asyncio.run(main())
+    assert session.closed == 0
+
+
+def test_a_session_of_another_event_loop() -> None:
+    """aiohttp's is dead for good then; it says so, and says what to do."""
+    transport = AiohttpTransport(Session(Answer(), Answer()))
+    asyncio.run(send(transport))
+    with pytest.raises(RuntimeError, match="event loop"):
+        asyncio.run(send(transport))
+
+
+def test_sessions_of_its_own() -> None:
+    """One for each event loop, and none is left to complain when it is collected."""
+    transport = AiohttpTransport(None)
+
+    async def main() -> aiohttp.ClientSession:
+        session = transport._find_session()
+        assert transport._find_session() is session
+        return session
+
+    one = asyncio.run(main())
+    other = asyncio.run(main())
+    assert one is not other
+    assert one.closed
+
+    async def close() -> None:
+        session = transport._find_session()
+        await transport.aclose()
+        await transport.aclose()
+        assert session.closed
+
+    asyncio.run(close())
+    asyncio.run(main())
+    asyncio.run(transport.aclose())

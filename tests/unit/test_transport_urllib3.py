@@ -1,0 +1,577 @@
+"""urllib3 as a transport, its connections made of memory. Real servers are for the integration tests.
+
+Where a call has to be woken, one end of a ``socket.socketpair()`` stands for the connection: nothing listens anywhere.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import urllib3
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+from connectrpc._core.http import HTTPRequest
+from connectrpc.cancel import CancelToken
+from connectrpc.deadline import NO_DEADLINE, Deadline
+from connectrpc.errors import ConnectError
+from connectrpc.transports.urllib3 import Urllib3Transport
+from harness import code_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from typing_extensions import Self
+
+HEADERS = [("content-type", "application/proto"), ("accept-encoding", "gzip"), ("user-agent", "test")]
+
+
+class Socket:
+    """A connection to a server that has its answers ready.
+
+    Args:
+        answers: one for each request; then the connection ends.
+        failure: how it ends, if not quietly.
+    """
+
+    def __init__(self, *answers: bytes, failure: Exception | None = None) -> None:
+        self.sent = bytearray()
+        self.closed = False
+        self._answers = list(answers)
+        self._failure = failure
+
+    def sendall(self, data: bytes) -> None:
+        self.sent += data
+
+    def makefile(self, *args: object) -> io.BufferedReader:
+        answer = self._answers.pop(0) if self._answers else b""
+        return io.BufferedReader(Reader(answer, None if self._answers else self._failure), 16)
+
+    def settimeout(self, timeout: float | None) -> None: ...
+    def setsockopt(self, *args: object) -> None: ...
+    def shutdown(self, how: int) -> None: ...
+    def close(self) -> None:
+        self.closed = True
+
+
+class Reader(io.RawIOBase):
+    def __init__(self, answer: bytes, failure: Exception | None) -> None:
+        self._answer = io.BytesIO(answer)
+        self._failure = failure
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        chunk = self._answer.read(len(buffer))
+        if not chunk and self._failure is not None:
+            raise self._failure
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
+
+
+def answer(body: bytes, head: str = "HTTP/1.1 200 OK", **headers: str) -> bytes:
+    given = {"Content-Length": str(len(body)), **{name.replace("_", "-"): value for name, value in headers.items()}}
+    lines = [head, *(f"{name}: {value}" for name, value in given.items() if value), "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+OK = answer(b"body", X_One="1")
+
+
+class Network:
+    """Makes the connections of a manager, each of what stands next in a list.
+
+    Args:
+        connections: an answer or a list of them, a socket, an exception that connecting raises, or what makes one of
+            these of the connection.
+    """
+
+    def __init__(self, *connections: Any) -> None:
+        self._connections = list(connections)
+        self.made: list[Any] = []
+        network = self
+
+        class Connection(HTTPConnection):
+            def _new_conn(self) -> Any:
+                return network.connect(self)
+
+            @property
+            def is_connected(self) -> bool:
+                return self.sock is not None
+
+        class Pool(urllib3.HTTPConnectionPool):
+            ConnectionCls = Connection
+
+        self.pool_classes: dict[str, type] = {"http": Pool, "https": Pool}
+
+    def connect(self, connection: HTTPConnection) -> Any:
+        made = self._connections.pop(0)
+        if callable(made):
+            made = made(connection)
+        if isinstance(made, Exception):
+            raise made
+        if isinstance(made, bytes):
+            made = [made]
+        if isinstance(made, list):
+            made = Socket(*made)
+        self.made.append(made)
+        return made
+
+    def manager(self, **options: Any) -> urllib3.PoolManager:
+        manager = urllib3.PoolManager(**options)
+        manager.pool_classes_by_scheme = self.pool_classes
+        return manager
+
+    def transport(self, **options: Any) -> Urllib3Transport:
+        return Urllib3Transport(self.manager(**options), "http://host:81/base")
+
+
+def send(
+    transport: Urllib3Transport,
+    body: bytes | Iterator[bytes] | None = b"request",
+    *,
+    method: str = "POST",
+    stream: bool = False,
+    deadline: Deadline = NO_DEADLINE,
+    cancel: CancelToken | None = None,
+    headers: list[tuple[str, str]] | None = None,
+) -> Any:
+    request = HTTPRequest(method, "http://host:81/base/path?x=%2F", HEADERS if headers is None else headers)
+    return transport.send(request, body, stream=stream, deadline=deadline, cancel=cancel)
+
+
+def test_what_is_sent() -> None:
+    network = Network(OK)
+    assert send(network.transport()).read(None) == b"body"
+    head, _, body = bytes(network.made[0].sent).partition(b"\r\n\r\n")
+    lines = head.decode().lower().split("\r\n")
+    assert lines[0] == "post /base/path?x=%2f http/1.1"
+    assert sorted(lines[1:]) == [
+        "accept-encoding: gzip",
+        "content-length: 7",
+        "content-type: application/proto",
+        "host: host:81",
+        "user-agent: test",
+    ]
+    assert body == b"request"
+
+
+def test_a_request_without_a_body() -> None:
+    network = Network(OK)
+    send(network.transport(), None, method="GET").read(None)
+    sent = bytes(network.made[0].sent).lower()
+    assert sent.startswith(b"get /base/path?x=%2f http/1.1")
+    assert b"content-length" not in sent
+    assert b"transfer-encoding" not in sent
+
+
+def test_a_request_in_parts() -> None:
+    network = Network(OK)
+    send(network.transport(), iter([b"one", b"two"]), stream=True).read(None)
+    sent = bytes(network.made[0].sent)
+    assert b"transfer-encoding: chunked" in sent.lower()
+    assert sent.endswith(b"\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
+
+
+def test_repeated_headers() -> None:
+    network = Network(OK)
+    send(network.transport(), headers=[*HEADERS, ("x-many", "1"), ("x-many", "2")]).read(None)
+    assert b"x-many: 1\r\n" in network.made[0].sent
+    assert b"x-many: 2\r\n" in network.made[0].sent
+
+
+def test_what_is_received() -> None:
+    response = send(Network(OK).transport())
+    assert response.status == 200
+    assert response.headers.get("x-one") == "1"
+    assert ("X-One", "1") in list(response.headers.items())
+    assert response.read(None) == b"body"
+
+
+def test_nothing_is_done_behind_the_calls_back() -> None:
+    """No redirect is followed, no status raises, nothing is decompressed."""
+    moved = answer(b"moved", "HTTP/1.1 302 Found", Location="http://host:81/elsewhere")
+    compressed = answer(b"\x1f\x8bgarbage", Content_Encoding="gzip")
+    failed = answer(b"", "HTTP/1.1 503 Service Unavailable", Retry_After="1")
+    for given, status, body in ((moved, 302, b"moved"), (compressed, 200, b"\x1f\x8bgarbage"), (failed, 503, b"")):
+        for method in ("GET", "POST"):
+            network = Network(given)
+            response = send(network.transport(), None if method == "GET" else b"request", method=method)
+            assert (response.status, response.read(None)) == (status, body)
+            assert len(network.made) == 1
+
+
+CHUNKED = answer(b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n", Content_Length="", Transfer_Encoding="chunked")
+UNTIL_CLOSED = answer(b"onetwo", Content_Length="", Connection="close")
+
+
+@pytest.mark.parametrize("given", [answer(b"onetwo"), CHUNKED, UNTIL_CLOSED])
+@pytest.mark.parametrize("stream", [False, True])
+def test_bodies(given: bytes, stream: bool) -> None:
+    for limit in (None, 6, 100):
+        assert send(Network(given).transport(), stream=stream).read(limit) == b"onetwo"
+    for limit in (0, 5):
+        assert len(send(Network(given).transport(), stream=stream).read(limit)) > limit
+    response = send(Network(given).transport(), stream=True)
+    chunks = []
+    while chunk := response.read_chunk():
+        chunks.append(chunk)
+    assert b"".join(chunks) == b"onetwo"
+    response.close()
+    response.close()
+
+
+def test_a_large_body_is_cut_off_at_the_limit() -> None:
+    whole = answer(b"x" * 1_000_000)
+    network = Network(whole, OK)
+    transport = network.transport()
+    assert 1000 < len(send(transport).read(1000)) < 200_000
+    assert network.made[0].closed, "there is more to come on this connection"
+    assert send(transport).read(None) == b"body"
+
+
+def test_connections_are_used_again() -> None:
+    network = Network([OK] * 4)
+    transport = network.transport()
+    for stream in (False, True):
+        for _ in range(2):
+            assert send(transport, stream=stream).read(None) == b"body"
+    assert len(network.made) == 1
+
+
+def test_a_stream_that_is_left_drops_its_connection() -> None:
+    network = Network(answer(b"x" * 100_000), OK)
+    transport = network.transport(block=True, maxsize=1)
+    response = send(transport, stream=True)
+    assert response.read_chunk()
+    response.close()
+    assert network.made[0].closed
+    assert send(transport).read(None) == b"body", "nobody waits for a connection that is gone"
+    assert len(network.made) == 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "text"),
+    [
+        (lambda connection: ConnectTimeoutError(connection, "x"), "unavailable", "too long"),
+        (lambda connection: NewConnectionError(connection, "x"), "unavailable", "no connection"),
+        (lambda connection: NameResolutionError("host", connection, socket.gaierror()), "unavailable", "name"),
+        (lambda connection: OSError("x"), "unavailable", ""),
+        (b"", "unavailable", "before it saw the request"),
+        (b"HTTP/1.1", "unavailable", ""),
+        (b"not HTTP at all\r\n\r\n", "unavailable", "failed"),
+        (lambda _: Socket(failure=TimeoutError("x")), "deadline_exceeded", "read timeout"),
+        (lambda _: Socket(failure=ConnectionResetError("x")), "unavailable", ""),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_failures_before_the_answer(failure: Any, code: str, text: str, stream: bool) -> None:
+    network = Network(failure, AssertionError("it was tried again"))
+    with pytest.raises(ConnectError) as caught:
+        send(network.transport(), stream=stream)
+    assert code_of(caught.value) == code
+    assert text in caught.value.message
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "failure", "code"),
+    [
+        (answer(b"cut off", Content_Length="100"), None, "unavailable"),
+        (answer(b"3\r\non", Content_Length="", Transfer_Encoding="chunked"), None, "unavailable"),
+        (answer(b"x", Content_Length="100"), TimeoutError("x"), "deadline_exceeded"),
+        (answer(b"x", Content_Length="100"), ConnectionResetError("x"), "unavailable"),
+    ],
+)
+@pytest.mark.parametrize("chunks", [False, True])
+def test_failures_in_the_answer(given: bytes, failure: Exception | None, code: str, chunks: bool) -> None:
+    network = Network(Socket(given, failure=failure), OK)
+    transport = network.transport()
+    response = send(transport, stream=chunks)
+    with pytest.raises(ConnectError) as caught:
+        while (response.read_chunk() if chunks else response.read(None)) != b"":
+            pass
+    response.close()
+    assert code_of(caught.value) == code
+    assert caught.value.__cause__ is not None
+    assert send(transport).read(None) == b"body"
+
+
+def test_what_the_request_iterator_raises() -> None:
+    def parts() -> Iterator[bytes]:
+        yield b"one"
+        raise error
+
+    for error in (ZeroDivisionError(), OSError("mine"), ConnectError.__new__(ConnectError)):
+        network = Network(OK, OK)
+        transport = network.transport()
+        with pytest.raises(type(error)) as caught:
+            send(transport, parts(), stream=True)
+        assert caught.value is error
+        assert send(transport).read(None) == b"body"
+
+
+def test_a_request_iterator_may_make_calls() -> None:
+    network = Network(OK, answer(b"inner"))
+    transport = network.transport()
+
+    def parts() -> Iterator[bytes]:
+        yield send(transport, cancel=CancelToken()).read(None)
+
+    assert send(transport, parts(), stream=True, cancel=CancelToken()).read(None) == b"body"
+    assert b"5\r\ninner\r\n" in network.made[0].sent
+
+
+def test_what_is_handed_in_stays_open() -> None:
+    network = Network(OK, OK)
+    manager = network.manager()
+    transport = Urllib3Transport(manager, "http://host:81/base")
+    send(transport).read(None)
+    transport.close()
+    assert not network.made[0].closed
+    assert len(manager.pools) == 1
+    own = Urllib3Transport(None, "http://host:81/base")
+    own._manager.pool_classes_by_scheme = network.pool_classes
+    send(own).read(None)
+    own.close()
+    own.close()
+    assert network.made[1].closed
+
+
+def test_a_pool_that_somebody_has_closed() -> None:
+    network = Network(OK, OK)
+    manager = network.manager()
+    transport = Urllib3Transport(manager, "http://host:81/base")
+    send(transport).read(None)
+    pool = manager.connection_from_url("http://host:81")
+    manager.clear()
+    pool.close()
+    assert send(transport).read(None) == b"body"
+    assert len(network.made) == 2
+
+
+def test_a_closed_pool_that_the_manager_still_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after ``with manager.connection_from_url(...)``: an error, not trying for ever."""
+    network = Network(OK, OK)
+    manager = network.manager()
+    transport = Urllib3Transport(manager, "http://host:81/base")
+    send(transport).read(None)
+    with manager.connection_from_url("http://host:81"):
+        pass
+    original, found = manager.connection_from_url, []
+
+    def find(*args: Any) -> Any:
+        found.append(args)
+        assert len(found) < 100, "it tries for ever"
+        return original(*args)
+
+    monkeypatch.setattr(manager, "connection_from_url", find)
+    for stream in (False, True):
+        try:
+            assert send(transport, stream=stream).read(None) == b"body"
+        except ConnectError as error:
+            assert code_of(error) == "unavailable"  # noqa: PT017  both are fine
+
+
+def test_connections_from_before_are_not_used() -> None:
+    """They could not tell which call they serve, so nothing could stop that."""
+    network = Network(OK, OK)
+    manager = network.manager()
+    assert manager.request("GET", "http://host:81/").data == b"body"
+    assert send(Urllib3Transport(manager, "http://host:81/base")).read(None) == b"body"
+    assert len(network.made) == 2
+    assert network.made[0].closed
+
+
+def test_proxies() -> None:
+    network = Network(OK)
+    manager = urllib3.ProxyManager("http://proxy:82", proxy_headers={"x-proxy": "1"})
+    manager.pool_classes_by_scheme = network.pool_classes
+    assert send(Urllib3Transport(manager, "http://host:81/base"), cancel=CancelToken()).read(None) == b"body"
+    sent = bytes(network.made[0].sent)
+    assert sent.startswith(b"POST http://host:81/base/path?x=%2F HTTP/1.1\r\n")
+    assert b"x-proxy: 1" in sent
+
+
+@pytest.mark.parametrize(
+    "timeout", [None, 5, urllib3.Timeout(connect=3, read=4), urllib3.Timeout(total=10), urllib3.Timeout(connect=0.001)]
+)
+def test_the_users_timeouts_are_kept(timeout: Any) -> None:
+    seen: list[Any] = []
+
+    def note(connection: HTTPConnection) -> bytes:
+        seen.append(connection.timeout)
+        return OK
+
+    options = {} if timeout is None else {"timeout": timeout}
+    for deadline in (NO_DEADLINE, Deadline(2000)):
+        send(Network(note).transport(**options), deadline=deadline).read(None)
+    own = urllib3.Timeout.from_float(timeout) if isinstance(timeout, int) else timeout
+    without = None if own is None else own.connect_timeout
+    assert seen[0] == without
+    bounded = seen[1]
+    assert isinstance(bounded, float)
+    assert bounded <= min(2.0, without if isinstance(without, int | float) else 2.0)
+
+
+# What is stopped
+
+
+class Pair:
+    """A connection whose other end is in the hands of the test."""
+
+    def __init__(self) -> None:
+        self.near, self.far = socket.socketpair()
+        self.near.settimeout(5)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.near.close()
+        self.far.close()
+
+    def transport(self) -> Urllib3Transport:
+        return Network(lambda connection: self.near).transport()
+
+
+def soon(action: Callable[[], None], seconds: float = 0.02) -> threading.Timer:
+    timer = threading.Timer(seconds, action)
+    timer.start()
+    return timer
+
+
+HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"
+OPEN_END = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhalf"
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 2", HALF, OPEN_END])
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_whatever_waits_is_woken(head: bytes, how: str, stream: bool) -> None:
+    with Pair() as pair:
+        pair.far.sendall(head)
+        token = CancelToken() if how == "cancel" else None
+        timer = soon(token.cancel) if token is not None else None
+        deadline = Deadline(20) if how == "deadline" else NO_DEADLINE
+        start = time.monotonic()
+        with pytest.raises(ConnectError) as caught:
+            response = send(pair.transport(), stream=stream, deadline=deadline, cancel=token)
+            if stream:
+                while response.read_chunk():
+                    pass
+            else:
+                response.read(None)
+        assert code_of(caught.value) == ("canceled" if how == "cancel" else "deadline_exceeded")
+        assert time.monotonic() - start < 1
+        if timer is not None:
+            timer.join()
+
+
+def test_a_body_that_drips_is_bounded_by_the_deadline() -> None:
+    """Each read succeeds in time; urllib3's own timeouts would let it go on for ever."""
+    with Pair() as pair:
+        pair.far.sendall(HALF)
+        over = threading.Event()
+
+        def drip() -> None:
+            while not over.wait(0.005):
+                try:
+                    pair.far.sendall(b"x")
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            with pytest.raises(ConnectError) as caught:
+                send(pair.transport(), deadline=Deadline(40)).read(None)
+            assert code_of(caught.value) == "deadline_exceeded"
+        finally:
+            over.set()
+            thread.join()
+
+
+def test_an_upload_that_nobody_takes_is_woken() -> None:
+    with Pair() as pair:
+        token = CancelToken()
+        timer = soon(token.cancel)
+        with pytest.raises(ConnectError) as caught:
+            send(pair.transport(), b"x" * 50_000_000, cancel=token)
+        assert code_of(caught.value) == "canceled"
+        timer.join()
+
+
+def test_closing_a_stream_wakes_its_reader() -> None:
+    with Pair() as pair:
+        pair.far.sendall(HALF)
+        response = send(pair.transport(), stream=True)
+        assert response.read_chunk() == b"half"
+        timer = soon(response.interrupt)
+        with pytest.raises(ConnectError) as caught:
+            response.read_chunk()
+        assert code_of(caught.value) == "canceled"
+        timer.join()
+        response.close()
+
+
+def test_a_token_that_was_cancelled_sends_nothing() -> None:
+    token = CancelToken()
+    token.cancel()
+    network = Network(AssertionError("it connected"))
+    with pytest.raises(ConnectError) as caught:
+        send(network.transport(), cancel=token)
+    assert code_of(caught.value) == "canceled"
+
+
+def test_a_call_that_is_over_is_not_stopped_any_more() -> None:
+    """Its connection may serve another by then."""
+    with Pair() as pair:
+        pair.far.sendall(OK)
+        transport, token = pair.transport(), CancelToken()
+        assert send(transport, cancel=token).read(None) == b"body"
+        token.cancel()
+        pair.far.sendall(OK)
+        assert send(transport, stream=True).read(None) == b"body"
+
+
+def test_a_deadline_bounds_waiting_for_a_connection() -> None:
+    network = Network(answer(b"x" * 100_000))
+    transport = network.transport(block=True, maxsize=1)
+    response = send(transport, stream=True)
+    start = time.monotonic()
+    with pytest.raises(ConnectError) as caught:
+        send(transport, deadline=Deadline(20))
+    assert code_of(caught.value) == "deadline_exceeded"
+    assert time.monotonic() - start < 1
+    response.close()
+
+
+def test_check() -> None:
+    token = CancelToken()
+    with Pair() as pair:
+        pair.far.sendall(OK)
+        response = send(pair.transport(), cancel=token, stream=True)
+        response.check()
+        token.cancel()
+        with pytest.raises(ConnectError) as caught:
+            response.check()
+        assert code_of(caught.value) == "canceled"
+        response.close()
+
+
+def test_many_deadlines_do_not_pile_up() -> None:
+    """What is over leaves the watchdog's heap long before it is due."""
+    from connectrpc.transports import urllib3 as module
+
+    network = Network([OK] * 3000)
+    transport = network.transport()
+    for _ in range(3000):
+        send(transport, deadline=Deadline(3_600_000)).read(None)
+    assert len(module._watchdog._heap) < 2500
