@@ -36,3 +36,7 @@ def generate(*, with_plugin: bool = True) -> None:
         name = "protoc-gen-connect_python"
         command += [f"--plugin={name}={_tool(name)}", f"--connect_python_out={GEN}"]
     subprocess.run([*command, "bench.proto"], check=True)
+
+
+if __name__ == "__main__":
+    generate()
