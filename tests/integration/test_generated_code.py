@@ -6,6 +6,7 @@ package) are nothing that the test process wants in its descriptor pool.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import itertools
 import json
@@ -391,6 +392,8 @@ def main(base_url: str) -> None:
         implementation = implementation_of(found.service, asynchronous=False)
         assert isinstance(implementation, found.protocol)
         assert isinstance(implementation, found.async_protocol)
+    print(call_everything(services, base_url), "methods by the synchronous clients")
+    print(asyncio.run(call_everything_async(services, base_url)), "by the others")
 
 
 if __name__ == "__main__":
