@@ -46,7 +46,7 @@ class CallContext:
         values: for interceptors to keep things in, by keys of their own.
     """
 
-    __slots__ = ("is_client", "method", "peer", "request_headers", "timeout", "values")
+    __slots__ = ("_begun", "is_client", "method", "peer", "request_headers", "timeout", "values")
 
     def __init__(
         self,
@@ -63,6 +63,8 @@ class CallContext:
         self.request_headers = request_headers
         self.is_client = is_client
         self.values: dict[object, Any] = {}
+        self._begun: list[Any] = []
+        """The streams of messages that are to be closed when the call is over, whatever interceptors made of them."""
 
     def __repr__(self) -> str:
         return f"<CallContext {self.method.path}>"

@@ -31,6 +31,7 @@ _RUNTIME_SYMBOLS = {
 
 _TYPING_SYMBOLS = {
     "ASGIApplication": "connectrpc.server",
+    "ASGIImplementation": "connectrpc.server",
     "AsyncClientStream": "connectrpc.server",
     "AsyncGenerator": "collections.abc",
     "AsyncIterator": "collections.abc",
@@ -52,6 +53,7 @@ _TYPING_SYMBOLS = {
     "UnaryOutput": "connectrpc.unary",
     "Unpack": "typing_extensions",
     "WSGIApplication": "connectrpc.server",
+    "WSGIImplementation": "connectrpc.server",
     "deprecated": "typing_extensions",  # the one that type checkers know; `connectrpc.gencode` has the one that runs
     "float": "builtins",
 }

@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["assignment", "bracketed", "definition", "docstring", "from_import", "string", "visible"]
+__all__ = ["Subscripted", "assignment", "bracketed", "definition", "docstring", "from_import", "string", "visible"]
 
 _LINE_LENGTH = 88
 _STEP = "    "
 _QUOTES_TO_ESCAPE = re.compile(r'\A"|"{3,}|"+\Z')
 """Those in a docstring that would run into the ones around it, or end it."""
+
+
+class Subscripted(NamedTuple):
+    """A parameter whose type has type arguments, such as ``name: Type[A, B]``."""
+
+    head: str
+    arguments: Sequence[str]
+
+    def __str__(self) -> str:
+        return f"{self.head}[{', '.join(self.arguments)}]"
 
 
 def visible(text: str) -> str:
@@ -56,12 +66,14 @@ def docstring(text: str, *, indent: str = "") -> Iterator[str]:
     yield f'{indent}"""'
 
 
-def bracketed(head: str, items: Sequence[str | Sequence[str]], tail: str, *, indent: str = "") -> Iterator[str]:
+def bracketed(
+    head: str, items: Sequence[str | Subscripted | Sequence[str]], tail: str, *, indent: str = ""
+) -> Iterator[str]:
     """``head``, which ends with a bracket, then ``items`` with commas between them, then ``tail``.
 
     All on one line; or the items on a line of their own; or one item a line. An item that is a sequence is a tuple.
     """
-    inline = ", ".join(item if isinstance(item, str) else _tuple(item) for item in items)
+    inline = ", ".join(str(item) if isinstance(item, str | Subscripted) else _tuple(item) for item in items)
     if _fits(line := f"{indent}{head}{inline}{tail}"):
         yield line
         return
@@ -72,6 +84,8 @@ def bracketed(head: str, items: Sequence[str | Sequence[str]], tail: str, *, ind
         for item in items:
             if isinstance(item, str):
                 yield f"{indent}{_STEP}{item},"
+            elif isinstance(item, Subscripted):
+                yield from bracketed(f"{item.head}[", item.arguments, "],", indent=indent + _STEP)
             elif _fits(line := f"{indent}{_STEP}{_tuple(item)},"):
                 yield line
             else:
@@ -93,7 +107,7 @@ def _tuple(items: Sequence[str]) -> str:
 
 
 def definition(
-    head: str, parameters: Sequence[str], returns: Sequence[str], tail: str, *, indent: str = ""
+    head: str, parameters: Sequence[str | Subscripted], returns: Sequence[str], tail: str, *, indent: str = ""
 ) -> Iterator[str]:
     """The first lines of a function. ``returns`` are the members of a union; ``tail`` starts with the colon."""
     inline = " | ".join(returns)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from protoc_gen_connect_python.imports import Imports
-from protoc_gen_connect_python.layout import assignment, bracketed, definition, docstring, string, visible
+from protoc_gen_connect_python.layout import Subscripted, assignment, bracketed, definition, docstring, string, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,7 @@ def content(file: File, options: Options) -> str:
         for server in servers:
             public += (server.class_name(service), server.function_name(service))
             blocks.append(list(_protocol(service, server, imports)))
-            blocks.append(list(_application(service, server, imports)))
+            blocks.append(list(_application(service, server, imports, with_sync=options.sync)))
 
     lines = [*_head(file, options, imports), "__all__ = [", *(f"    {string(name)}," for name in public), "]", ""]
     for block in blocks:
@@ -227,6 +227,7 @@ class _ServerFlavour:
         asynchronous: whether handlers are awaited.
         description: what the docstring says when the service has no comment.
         request_stream: the type of the messages that a handler receives.
+        implementation: the type of what can be served, whose arguments are protocols.
         application: the type of what serves.
         make_application: the function of ``connectrpc.server`` that makes it.
     """
@@ -234,6 +235,7 @@ class _ServerFlavour:
     asynchronous: bool
     description: str
     request_stream: str
+    implementation: str
     application: str
     make_application: str
 
@@ -258,6 +260,7 @@ _SERVERS = (
         asynchronous=False,
         description="What implements",
         request_stream="ClientStream",
+        implementation="WSGIImplementation",
         application="WSGIApplication",
         make_application="wsgi_service",
     ),
@@ -265,6 +268,7 @@ _SERVERS = (
         asynchronous=True,
         description="What asynchronously implements",
         request_stream="AsyncClientStream",
+        implementation="ASGIImplementation",
         application="ASGIApplication",
         make_application="asgi_service",
     ),
@@ -300,9 +304,12 @@ def _protocol_method(method: Method, flavour: _ServerFlavour, imports: Imports) 
         yield "        ..."
 
 
-def _application(service: Service, flavour: _ServerFlavour, imports: Imports) -> Iterator[str]:
-    parameters = [
-        f"implementation: {flavour.class_name(service)}",
+def _application(service: Service, flavour: _ServerFlavour, imports: Imports, *, with_sync: bool) -> Iterator[str]:
+    protocols = [flavour.class_name(service)]
+    if flavour.asynchronous:  # it serves synchronous implementations too, in threads
+        protocols.append(service.names.protocol if with_sync else f"{imports.use('typing')}.Any")
+    parameters: list[str | Subscripted] = [
+        Subscripted(f"implementation: {imports.use(flavour.implementation)}", protocols),
         f"**options: {imports.use('Unpack')}[{imports.use('ServiceOptions')}]",
     ]
     arguments = [service.names.constant, "implementation", "**options"]

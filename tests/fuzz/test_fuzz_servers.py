@@ -16,8 +16,7 @@ from fuzzing import cut, fuzz, noise, spoil, spoil_text
 
 from connectrpc import compression
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.server import ServerResponse, ServerStream, asgi_service, wsgi_service
-from connectrpc.server import asgi as asgi_module
+from connectrpc.server import ServerResponse, ServerStream, asgi_request, asgi_service, wsgi_service
 from harness import (
     BIDI,
     CLIENT,
@@ -236,7 +235,7 @@ def check_end(end: Any) -> None:
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What handlers raise is logged, which is slow and is not the question here."""
-    monkeypatch.setattr(asgi_module, "DRAIN_IDLE_SECONDS", 0.01)
+    monkeypatch.setattr(asgi_request, "DRAIN_IDLE_SECONDS", 0.01)
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
@@ -384,7 +383,7 @@ def test_both_answer_the_same() -> None:
         other_made["headers"] += [(name.encode(), value.encode("latin-1")) for name, value in request.headers.items()]
         other_made["headers"].append((b"content-length", str(len(request.body)).encode()))
         connection = Connection([*(part(piece, True) for piece in cut(chance, request.body)), part()])
-        loop.run_until_complete(ASGI(other_made, connection.receive, connection.send))
+        loop.run_until_complete(asyncio.wait_for(ASGI(other_made, connection.receive, connection.send), 5))
         other = connection.answer()
         assert (one.status, sorted(one.headers.items()), one.body) == (
             other.status,

@@ -21,11 +21,13 @@ from connectrpc._core.http import RequestHead
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.method import IdempotencyLevel, Method, MethodKind, Service
 from connectrpc.server import asgi_service, wsgi_service
+from connectrpc.server.endpoints import build_endpoints, find_handlers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
     from connectrpc._core.http import HTTPRequest
+    from connectrpc._core.negotiate import Endpoint
     from connectrpc.cancel import CancelToken
     from connectrpc.deadline import Deadline
     from connectrpc.server import ASGIApplication, WSGIApplication
@@ -330,8 +332,11 @@ class Connection:
     ) -> None:
         self._events: list[Event | float | BaseException] = list(events)
         self._on_send = on_send
+        self._waiting: asyncio.Future[None] | None = None
         self.sent: list[Event] = []
         self.receives = 0
+        self.overlapping = False
+        """Whether two have received at the same time, of whom only one would have got an event."""
 
     @property
     def left(self) -> int:
@@ -340,15 +345,27 @@ class Connection:
 
     async def receive(self) -> Event:
         self.receives += 1
+        # Whoever was cancelled does not wait any more, though it may not have heard of it yet.
+        self.overlapping = self.overlapping or (self._waiting is not None and not self._waiting.done())
         while self._events:
             event = self._events.pop(0)
             if isinstance(event, BaseException):
                 raise event
             if isinstance(event, dict):
                 return event
-            await asyncio.sleep(event)
-        await asyncio.get_running_loop().create_future()
+            await self._wait(event)
+        await self._wait(None)
         raise AssertionError
+
+    async def _wait(self, seconds: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        self._waiting = waiting = loop.create_future()
+        timer = None if seconds is None else loop.call_later(seconds, waiting.set_result, None)
+        try:
+            await waiting
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def send(self, event: Event) -> None:
         if self._on_send is not None:
@@ -375,6 +392,11 @@ class Connection:
         return answer
 
 
+def endpoints_of(implementation: object, options: Any) -> dict[str, Endpoint]:
+    """The endpoints of ``SERVICE`` for an app that does not await."""
+    return build_endpoints(find_handlers(SERVICE, implementation, asynchronous=False), options, asynchronous=False)
+
+
 async def serve(app: ASGIApplication, made: dict[str, Any], connection: Connection, patience: float = 2.0) -> None:
     """Do what an ASGI server does; an app that is not done after ``patience`` seconds hangs.
 
@@ -392,6 +414,7 @@ async def serve(app: ASGIApplication, made: dict[str, Any], connection: Connecti
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}, "the app leaves tasks behind"
+    assert not connection.overlapping, "two have received at the same time"
 
 
 def call_asgi(app: ASGIApplication, made: dict[str, Any], body: bytes = b"", size: int = 0) -> Answer:
@@ -472,6 +495,7 @@ class MemoryTransport:
         *,
         stream: bool,
         deadline: Deadline,
+        opening: Deadline,
         cancel: CancelToken | None,
     ) -> MemoryResponse:
         self.deadlines.append(deadline)

@@ -561,6 +561,16 @@ def test_closing_while_another_thread_reads() -> None:
     assert stream.done()
 
 
+def test_a_call_that_was_stopped_gives_nothing_more() -> None:
+    """Not even what has come already, in one piece with what was given."""
+    made = Sync(canned(200, STREAM_PROTO, replies("a", "b") + OK))
+    stream = made._caller.server_stream_output(SERVER, ask())
+    assert next(stream).file_name == "a"
+    made.transport.responses[0].interrupt()
+    assert list(stream) == []
+    assert code_of(stream.error()) == "canceled"
+
+
 def test_two_threads_cannot_read_one_stream() -> None:
     seen: list[str] = []
 

@@ -145,10 +145,12 @@ def test_options_are_those_of_the_type() -> None:
         "use_get": True,
         "get_url_max_bytes": 100,
         "timeout_seconds": 5,
+        "open_timeout_seconds": 1,
         "extra_headers": {"x": "1"},
         "interceptors": (),
     }
-    assert accepted.keys() == ClientOptions.__annotations__.keys()
+    # A transport of one's own knows itself how long it may take to connect.
+    assert accepted.keys() | {"connect_timeout_seconds"} == ClientOptions.__annotations__.keys()
     make_sync(**accepted)
     make_async(**accepted)
 
@@ -181,6 +183,16 @@ def test_no_compression(name: str | None) -> None:
     request, _ = procedures.unary(UNARY).request(ask("a"), None, None)
     assert "content-encoding" not in dict(request.headers)
     assert "connect-content-encoding" not in dict(procedures.stream(SERVER).request(None, None).headers)
+
+
+@pytest.mark.parametrize(("size", "compressed"), [(1023, False), (1024, True)])
+def test_what_is_small_is_not_compressed_by_default(size: int, compressed: bool) -> None:
+    message = ask("x" * (size - 3))
+    assert len(message.SerializeToString()) == size
+    procedures = Procedures("http://h", {"send_compression": "gzip"}, asynchronous=False)
+    request, _ = procedures.unary(UNARY).request(message, None, None)
+    assert ("content-encoding" in dict(request.headers)) is compressed
+    assert (procedures.stream(SERVER).send(message)[0] == 1) is compressed
 
 
 def test_compressions_of_ones_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import types
 from typing import Any
@@ -10,15 +11,17 @@ from urllib.parse import parse_qsl, quote, urlsplit
 import pytest
 from google.protobuf.struct_pb2 import Struct
 from multidict import CIMultiDict
+from wires import Network
 
 from connectrpc import compression
 from connectrpc._core.http import Response
 from connectrpc._core.negotiate import negotiate
+from connectrpc.cancel import CancelToken
+from connectrpc.client import AsyncClient, SyncClient
 from connectrpc.client.options import Procedures
 from connectrpc.errors import ConnectError
 from connectrpc.method import IdempotencyLevel, Method, MethodKind
 from connectrpc.server import ClientRequest, asgi_service, wsgi_service
-from connectrpc.server.handlers import build_endpoints
 from harness import (
     JSON,
     METHODS,
@@ -28,11 +31,14 @@ from harness import (
     SERVICE,
     UNARY,
     Answer,
+    AsyncMemoryTransport,
     Head,
+    MemoryTransport,
     ask,
     call_asgi,
     call_wsgi,
     code_of,
+    endpoints_of,
     environ,
     reply,
     scope,
@@ -151,7 +157,7 @@ def test_an_answer_is_read() -> None:
 
 def get(query: str, headers: dict[str, str] | None = None, path: str = PURE.path, **options: Any) -> Any:
     """The message that was received, or the answer that it gets."""
-    endpoints = build_endpoints(SERVICE, types.SimpleNamespace(**MISSING), options, asynchronous=False)  # type: ignore[arg-type]
+    endpoints = endpoints_of(types.SimpleNamespace(**MISSING), options)
     found = negotiate(endpoints, Head(path, (headers or {}).items(), http_method="GET", query=query))
     if isinstance(found, Response):
         return Answer(found.status, found.headers, found.body)
@@ -220,6 +226,7 @@ def test_refused(query: str, code: str) -> None:
         "base64=1&encoding=proto&message=A",
         "base64=1&encoding=proto&message=!!!!",
         "base64=1&encoding=proto&message=%ff",
+        "base64=1&encoding=json&message={}",
         "encoding=proto&message=%ff",
         "encoding=json&message=%ff",
         "encoding=json&message={",
@@ -299,3 +306,153 @@ def test_a_method_with_side_effects_is_not_got() -> None:
     answer = get(PROTO_A, path=UNARY.path)
     assert answer.status == 405
     assert answer.headers["allow"] == "POST"
+
+
+# What caches see
+
+
+def test_the_order_of_parameters() -> None:
+    """As the protocol recommends it, so that caches know the URLs of all clients; and nothing that is not needed."""
+    for codec in ("proto", "json"):
+        for compressing in ({}, {"send_compression": "gzip", "compress_min_bytes": 0}):
+            for message in (ask(), ask("a", 5), ask("x" * 100)):
+                sent, _ = request(message, codec=codec, **compressing)
+                names = [name for name, _ in parse_qsl(urlsplit(sent.url).query, keep_blank_values=True)]
+                expected = ["connect", "base64", "compression", "encoding", "message"]
+                if not compressing:
+                    expected.remove("compression")
+                if codec == "json" and not compressing:
+                    expected.remove("base64")
+                assert names == expected
+
+
+def many(names: str) -> Struct:
+    made = Struct()
+    for name in names:
+        made[name] = name
+    return made
+
+
+MAPS = Method(
+    "a.B", "C", MethodKind.UNARY, Struct, Struct, python_name="c", idempotency_level=IdempotencyLevel.NO_SIDE_EFFECTS
+)
+
+
+@pytest.mark.parametrize("compressing", [None, "gzip", "br", "zstd"])
+@pytest.mark.parametrize("codec", ["proto", "json"])
+def test_equal_messages_have_equal_urls_compressed_too(codec: str, compressing: str | None) -> None:
+    options = {"codec": codec, "send_compression": compressing, "compress_min_bytes": 0}
+    urls = {request(many(names), MAPS, **options)[0].url for names in ("abcdefgh", "hgfedcba", "badcfehg") * 3}
+    assert len(urls) == 1
+
+
+def test_the_url_says_nothing_of_the_call() -> None:
+    """Neither deadlines nor headers, by which a cache would tell equal questions apart."""
+    made = Procedures("http://h", {"use_get": True}, asynchronous=False).unary(PURE)
+    urls = {made.request(ask("a"), headers, ms)[0].url for headers in (None, {"x-a": "1"}) for ms in (None, 5, 6000)}
+    assert len(urls) == 1
+
+
+@pytest.mark.parametrize("codec", ["proto", "json"])
+@pytest.mark.parametrize("name", ["", "a", "\u00e4\u20ac", "x" * 50, "/?#[]@!$&'()*+,;=%"])
+def test_the_limit_is_that_of_the_whole_url(name: str, codec: str) -> None:
+    sent, _ = request(ask(name, 5), codec=codec)
+    assert sent.url.isascii()
+    length = len(sent.url)
+    for limit, http_method in ((length + 1, "GET"), (length, "GET"), (length - 1, "POST"), (0, "POST")):
+        assert request(ask(name, 5), codec=codec, get_url_max_bytes=limit)[0].method == http_method
+
+
+def test_what_fits_when_it_is_compressed_is_compressed() -> None:
+    message = ask("x" * 9000)
+    assert request(message)[0].method == "POST"
+    assert request(message, send_compression="gzip")[0].method == "GET"
+
+
+def test_the_fall_back_is_a_post_like_all_others() -> None:
+    options: dict[str, Any] = {"send_compression": "gzip", "get_url_max_bytes": 10}
+    sent, body = request(ask("x" * 2000), **options)
+    expected, same = request(ask("x" * 2000), use_get=False, **options)
+    assert (sent.method, sent.url, sent.headers, body) == (expected.method, expected.url, expected.headers, same)
+    assert dict(sent.headers)["content-encoding"] == "gzip"
+    assert dict(sent.headers)["connect-timeout-ms"] == "1500"
+
+
+@pytest.mark.parametrize("compressing", [None, "gzip", "br", "zstd"])
+@pytest.mark.parametrize("codec", ["proto", "json"])
+@pytest.mark.parametrize("message", [ask(), ask("a", 5), ask("\u00e4\u20ac+ +%&=#"), ask("x" * 3000, -1)])
+def test_what_is_asked_is_what_is_understood(message: Any, codec: str, compressing: str | None) -> None:
+    sent, _ = request(message, codec=codec, send_compression=compressing, compress_min_bytes=0)
+    assert sent.method == "GET"
+    assert get(urlsplit(sent.url).query) == message
+
+
+ACCEPTS = [{}, {"accept-encoding": "gzip"}, {"accept-encoding": "br;q=0.5, zstd"}, {"accept-encoding": "identity"}]
+
+
+@pytest.mark.parametrize("headers", ACCEPTS)
+@pytest.mark.parametrize("name", ["a", "fail"])
+def test_the_same_question_has_the_same_answer(name: str, headers: dict[str, str]) -> None:
+    """Byte for byte, headers included, so that an ETag made of it holds."""
+    query = "connect=v1&base64=1&encoding=proto&message=" + encoded(ask(name).SerializeToString())
+    answers = [
+        (answer.status, sorted(answer.headers.items()), answer.body)
+        for _ in range(3)
+        for answer in both(query, headers)
+    ]
+    assert answers == answers[:1] * 6
+
+
+def applications(**options: Any) -> list[Any]:
+    """Both kinds, as functions of an HTTP method, a query and a body."""
+    wsgi, asgi = wsgi_service(SERVICE, Implementation(), **options), asgi_service(SERVICE, Implementation(), **options)
+
+    def through_wsgi(http_method: str, query: str, body: bytes) -> Answer:
+        return call_wsgi(wsgi, environ(PURE.path, body, PROTO, {}, REQUEST_METHOD=http_method, QUERY_STRING=query))
+
+    def through_asgi(http_method: str, query: str, body: bytes) -> Answer:
+        return call_asgi(asgi, scope(PURE.path, PROTO, method=http_method, query_string=query.encode()), body)
+
+    return [through_wsgi, through_asgi]
+
+
+def test_where_answers_vary() -> None:
+    """Where they may be compressed, errors included, and only there."""
+    fail = "encoding=proto&message=" + quote(ask("fail").SerializeToString())
+    for call in applications():
+        for query in (PROTO_A, fail, "", "encoding=proto&compression=x&message="):
+            assert call("GET", query, b"").headers.getall("vary") == ["accept-encoding"]
+        assert "vary" not in call("POST", "", MESSAGE).headers
+    for call in applications(compressions=[]):
+        for query in (PROTO_A, fail, ""):
+            assert "vary" not in call("GET", query, b"").headers
+
+
+@pytest.mark.parametrize("timeout", ["0", "x", "-1", "", "99999999999"])
+def test_deadlines_of_gets(timeout: str) -> None:
+    for answer in both(PROTO_A, {"connect-timeout-ms": timeout}):
+        assert answer.code() == ("deadline_exceeded" if timeout == "0" else "invalid_argument")
+
+
+def test_a_get_that_is_cancelled_or_late_is_not_sent() -> None:
+    def refuse(request: object, body: object) -> Answer:
+        raise AssertionError("it was sent")
+
+    token = CancelToken()
+    token.cancel()
+    client = SyncClient("http://h", Network([]).manager(), use_get=True)
+    output = client._caller.unary_output(PURE, ask("a"), None, None, token)
+    assert code_of(output.error()) == "canceled"
+    for seconds in (0, -1):
+        for colour in (
+            SyncClient("http://h", MemoryTransport(refuse), use_get=True)._caller.unary_output,
+            awaited(AsyncClient("http://h", AsyncMemoryTransport(refuse), use_get=True)._caller.unary_output),
+        ):
+            assert code_of(colour(PURE, ask("a"), None, seconds).error()) == "deadline_exceeded"
+
+
+def awaited(function: Any) -> Any:
+    async def call(*args: Any) -> Any:
+        return await function(*args)
+
+    return lambda *args: asyncio.run(call(*args))

@@ -17,13 +17,11 @@ from connectrpc._core.negotiate import negotiate
 from connectrpc.client.options import Procedures
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import ServerStream
-from connectrpc.server.handlers import build_endpoints
 from harness import (
     BIDI,
     CLIENT,
     MISSING,
     SERVER,
-    SERVICE,
     STREAM_JSON,
     STREAM_PROTO,
     Answer,
@@ -31,6 +29,7 @@ from harness import (
     ask,
     asked,
     code_of,
+    endpoints_of,
     frame,
     frames,
     pieces,
@@ -50,7 +49,7 @@ OK = frame(b"{}", 2)
 def open_call(
     method: Any = BIDI, headers: dict[str, str] | None = None, content_type: str = STREAM_PROTO, **options: Any
 ) -> Any:
-    endpoints = build_endpoints(SERVICE, types.SimpleNamespace(**MISSING), options, asynchronous=False)  # type: ignore[arg-type]
+    endpoints = endpoints_of(types.SimpleNamespace(**MISSING), options)
     found = negotiate(endpoints, Head(method.path, {"content-type": content_type, **(headers or {})}.items()))
     assert not isinstance(found, Response)
     return found[1]

@@ -18,8 +18,7 @@ from connectrpc.client.options import Procedures
 from connectrpc.codec import ProtoCodec
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.server import ServerResponse
-from connectrpc.server.handlers import build_endpoints
-from harness import JSON, MISSING, PROTO, PURE, SERVICE, UNARY, Answer, Head, ask, code_of, pieces, reply
+from harness import JSON, MISSING, PROTO, PURE, UNARY, Answer, Head, ask, code_of, endpoints_of, pieces, reply
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -33,7 +32,7 @@ BIG = "x" * 2000
 
 
 def open_call(headers: dict[str, str] | None = None, content_type: str = PROTO, **options: Any) -> Any:
-    endpoints = build_endpoints(SERVICE, types.SimpleNamespace(**MISSING), options, asynchronous=False)  # type: ignore[arg-type]
+    endpoints = endpoints_of(types.SimpleNamespace(**MISSING), options)
     found = negotiate(endpoints, Head(UNARY.path, {"content-type": content_type, **(headers or {})}.items()))
     assert not isinstance(found, Response)
     return found[1]

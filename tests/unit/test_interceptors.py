@@ -34,6 +34,8 @@ from harness import (
     ask,
     asked,
     body_events,
+    call_asgi,
+    call_wsgi,
     canned,
     code_of,
     environ,
@@ -692,6 +694,79 @@ def test_an_interceptor_waits_within_the_deadline() -> None:
         outcome = asyncio.run(call_async(client, method))
         assert code_of(outcome.error) == "deadline_exceeded"
         assert len(noting.ends) == 1
+
+
+@pytest.mark.parametrize("how", ["raises", "hook", "gives another"])
+@pytest.mark.parametrize("method", [SERVER, BIDI], ids=lambda method: method.name)
+def test_hooks_inside_an_interceptor_that_fails_are_told_of_the_end(place: Place, method: Any, how: str) -> None:
+    """Its stream was begun, and nobody will ever iterate it: a gauge of running calls must not drift."""
+    noting = Noting()
+
+    def after(response: Response) -> Response | None:
+        if how == "raises":
+            raise ConnectError(ABORTED, "m")
+        return Response(messages=nothing() if place.asynchronous else iter(()))
+
+    async def nothing(*messages: Any) -> AsyncIterator[Any]:
+        for message in messages:
+            yield message
+
+    outer = Failing("on_response_headers") if how == "hook" else place.interceptor(after=after)
+    outcome = place.call(method, [outer, noting])
+    assert (outcome.error is None) is (how == "gives another")
+    assert outcome.texts == []
+    assert noting.log[-1] == "end"
+    assert len(noting.ends) == 1
+    assert noting.ends[0][0] is not None
+
+
+@pytest.mark.parametrize("how", ["raises", "hook", "gives another"])
+def test_a_stream_inside_an_interceptor_that_fails_is_closed(how: str) -> None:
+    """What a handler gave is closed, whatever becomes of it."""
+
+    class Messages:
+        closed = 0
+
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> Any:
+            return reply("a")
+
+        def close(self) -> None:
+            self.closed += 1
+
+    class Giving(Service):
+        def server(self, request: Any) -> Any:
+            return ServerStream(messages)
+
+    def sync(request: Request, proceed: Any) -> Response:
+        proceed(request)
+        if how == "raises":
+            raise ConnectError(ABORTED, "m")
+        return Response(messages=iter(()))
+
+    async def asynchronous(request: Request, proceed: Any) -> Response:
+        await proceed(request)
+        if how == "raises":
+            raise ConnectError(ABORTED, "m")
+
+        async def nothing(*messages: Any) -> AsyncIterator[Any]:
+            for message in messages:
+                yield message
+
+        return Response(messages=nothing())
+
+    body = asked(ask("a"))
+    for awaits in (False, True):
+        messages = Messages()
+        outer: Any = Failing("on_response_headers") if how == "hook" else asynchronous if awaits else sync
+        if awaits:
+            call_asgi(asgi_service(SERVICE, Giving(), interceptors=[outer]), scope(SERVER.path, STREAM_PROTO), body)
+        else:
+            made = environ(SERVER.path, body, STREAM_PROTO)
+            call_wsgi(wsgi_service(SERVICE, Giving(), interceptors=[outer]), made)
+        assert messages.closed == 1
 
 
 # What is refused

@@ -11,7 +11,6 @@ from connectrpc._core.connect import media_type
 from connectrpc._core.http import Response
 from connectrpc._core.negotiate import negotiate
 from connectrpc.codec import ProtoCodec
-from connectrpc.server.handlers import build_endpoints
 from harness import (
     BIDI,
     CLIENT,
@@ -21,12 +20,12 @@ from harness import (
     PROTO,
     PURE,
     SERVER,
-    SERVICE,
     STREAM_JSON,
     STREAM_PROTO,
     UNARY,
     Answer,
     Head,
+    endpoints_of,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def ask_for(
     http_method = options.pop("http_method", "POST")
     query = options.pop("query", "")
     given: Any = options
-    endpoints = build_endpoints(SERVICE, types.SimpleNamespace(**MISSING), given, asynchronous=False)
+    endpoints = endpoints_of(types.SimpleNamespace(**MISSING), given)
     pairs = list((headers or {}).items())
     if content_type is not None:
         pairs.append(("content-type", content_type))

@@ -42,6 +42,7 @@ class Answer:
         self.headers: CIMultiDict[str] = CIMultiDict({"X-One": "1"})
         self.content_length = length
         self.content = Content(list(chunks))
+        self.connection = None
         self.closed = 0
 
     async def read(self) -> bytes:
@@ -52,6 +53,18 @@ class Answer:
 
     def close(self) -> None:
         self.closed += 1
+
+
+class Writer:
+    """As the writer that aiohttp hands a payload."""
+
+    transport = None
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    async def write(self, part: bytes) -> None:
+        self.parts.append(bytes(part))
 
 
 class Session:
@@ -69,7 +82,9 @@ class Session:
         data = options["data"]
         if data is not None and not isinstance(data, bytes):
             try:
-                self.bodies.append([part async for part in data])
+                writer = Writer()
+                await data.write(writer)
+                self.bodies.append(writer.parts)
             except ZeroDivisionError as error:
                 raise aiohttp.ClientConnectionError("it could not be sent") from error
         answer = self._answers.pop(0)

@@ -139,11 +139,12 @@ def send(
     method: str = "POST",
     stream: bool = False,
     deadline: Deadline = NO_DEADLINE,
+    opening: Deadline | None = None,
     cancel: CancelToken | None = None,
     headers: list[tuple[str, str]] | None = None,
 ) -> Any:
     request = HTTPRequest(method, "http://host:81/base/path?x=%2F", HEADERS if headers is None else headers)
-    return transport.send(request, body, stream=stream, deadline=deadline, cancel=cancel)
+    return transport.send(request, body, stream=stream, deadline=deadline, opening=opening or deadline, cancel=cancel)
 
 
 def test_what_is_sent() -> None:

@@ -21,8 +21,8 @@ from connectrpc.client.options import Procedures
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.method import Method
 from connectrpc.request import ClientRequest, ClientStream, ServerResponse, ServerStream
-from connectrpc.server.handlers import build_endpoints, coded, failed, last_part
-from harness import BIDI, CLIENT, METHODS, PURE, SERVER, SERVICE, UNARY, ask, head_of, pieces, reply
+from connectrpc.server.handlers import coded, failed, last_part
+from harness import BIDI, CLIENT, METHODS, PURE, SERVER, UNARY, ask, endpoints_of, head_of, pieces, reply
 
 AnyMethod = Method[EnumValue, SourceContext]
 
@@ -93,7 +93,7 @@ class Wire:
 
     def __init__(self, service: object, size: int = 0, client: Any = None, server: Any = None) -> None:
         self._procedures = Procedures("http://h", {} if client is None else client, asynchronous=False)
-        self._endpoints = build_endpoints(SERVICE, service, {} if server is None else server, asynchronous=False)
+        self._endpoints = endpoints_of(service, {} if server is None else server)
         self._size = size
         self.status = 0
         self.request_headers: CIMultiDict[str] = CIMultiDict()

@@ -5,6 +5,7 @@ Only what iterates or awaits comes in two colours: the hooks' adapters, which st
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     Step = Callable[[Request], Any]
 
-__all__ = ["build_chain", "checked_interceptors", "interceptor_failure"]
+__all__ = ["aclose_begun", "build_chain", "checked_interceptors", "close_begun", "interceptor_failure"]
 
 
 def checked_interceptors(interceptors: Iterable[Any] | None, *, asynchronous: bool) -> tuple[Any, ...]:
@@ -107,6 +108,14 @@ class _Ending:
 # Blocking
 
 
+def close_begun(context: CallContext) -> None:
+    """The call is over: close what interceptors may have left lying, the outermost first."""
+    with contextlib.ExitStack() as stack:
+        for messages in context._begun:
+            stack.callback(messages.close)
+        context._begun.clear()
+
+
 def _tell(hooks: Hooks, request: Request, proceed: Step) -> Response:
     context = request.context
     try:
@@ -126,6 +135,7 @@ def _tell(hooks: Hooks, request: Request, proceed: Step) -> Response:
         hooks.on_end(context, None, response.trailers)
     else:
         response.messages = _Told(hooks, context, response.trailers, response.messages)
+        context._begun.append(response.messages)
     return response
 
 
@@ -171,6 +181,14 @@ class _Told(_Ending):
 # Awaited
 
 
+async def aclose_begun(context: CallContext) -> None:
+    """``close_begun`` for async code."""
+    async with contextlib.AsyncExitStack() as stack:
+        for messages in context._begun:
+            stack.push_async_callback(messages.aclose)
+        context._begun.clear()
+
+
 async def _tell_async(hooks: Hooks, request: Request, proceed: Step) -> Response:
     context = request.context
     try:
@@ -190,6 +208,7 @@ async def _tell_async(hooks: Hooks, request: Request, proceed: Step) -> Response
         hooks.on_end(context, None, response.trailers)
     else:
         response.messages = _ToldAsync(hooks, context, response.trailers, response.messages)
+        context._begun.append(response.messages)
     return response
 
 

@@ -6,6 +6,7 @@ https://connectrpc.com/docs/protocol "Streaming-Request", "Streaming-Response".
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
@@ -88,10 +89,12 @@ class ConnectStreamServerCall(ServerCall):
         )
 
     def feed(self, chunk: bytes) -> Iterator[Any]:
-        for flags, payload in self._envelopes.feed(chunk):
-            if flags & ~COMPRESSED:
-                raise ConnectError(ConnectErrorCode.INVALID_ARGUMENT, f"a message with the unknown flags {flags:#04x}")
-            yield self._reader.read(payload, bool(flags))
+        return itertools.starmap(self._message, self._envelopes.feed(chunk))
+
+    def _message(self, flags: int, payload: bytes) -> Any:
+        if flags & ~COMPRESSED:
+            raise ConnectError(ConnectErrorCode.INVALID_ARGUMENT, f"a message with the unknown flags {flags:#04x}")
+        return self._reader.read(payload, bool(flags))
 
     def feed_end(self) -> None:
         if not self._envelopes.at_boundary:
@@ -220,7 +223,7 @@ class ConnectStreamClientCall(StreamClientCall):
             raise self._told(
                 ConnectError(code, f"the answer's content-type is {received!r}, not {self._client.media_type!r}")
             )
-        encoding = (headers.get("connect-content-encoding") or "identity").lower()
+        encoding = (headers.get("connect-content-encoding") or "identity").strip().lower()
         compression = settings.accept_compressions.get(encoding)
         if compression is None and encoding != "identity":
             raise self._told(
@@ -236,11 +239,12 @@ class ConnectStreamClientCall(StreamClientCall):
 
     def feed(self, chunk: bytes) -> Iterator[Any]:
         try:
+            read = self._reader.read
             for flags, payload in self._envelopes.feed(chunk):
                 if self._ended:
                     raise ConnectError(ConnectErrorCode.INTERNAL, "a message after the end of the stream")
                 if not flags & ~COMPRESSED:
-                    yield self._reader.read(payload, bool(flags))
+                    yield read(payload, bool(flags))
                 elif flags & ~COMPRESSED == END_STREAM:
                     self._end(self._reader.decompress(payload) if flags & COMPRESSED else payload)
                 else:

@@ -23,10 +23,11 @@ from connectrpc._core.message import (
 )
 from connectrpc._core.metadata import TRAILER_PREFIX, checked, split_trailers
 from connectrpc._core.wire_error import error_from_json, error_to_json
+from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from multidict import CIMultiDict
 
@@ -36,8 +37,15 @@ if TYPE_CHECKING:
     from connectrpc.compression import Compression
     from connectrpc.headers import HeaderInput
     from connectrpc.method import Method
+    from connectrpc.request import Peer
 
-__all__ = ["ConnectUnaryClient", "ConnectUnaryServerCall", "ConnectUnaryServerMethod", "accept_encoding"]
+__all__ = [
+    "ConnectPlainServerCall",
+    "ConnectUnaryClient",
+    "ConnectUnaryServerCall",
+    "ConnectUnaryServerMethod",
+    "accept_encoding",
+]
 
 _PLAIN_MAX_BYTES = 1024 * 1024
 """Larger bodies gain nothing by the short way."""
@@ -82,22 +90,55 @@ class ConnectUnaryServerMethod(ServerMethod):
         except Exception as error:
             raise undecodable(self.codec, ConnectErrorCode.INVALID_ARGUMENT) from error
 
-    def write_plain(self, result: object, *, may_compress: bool) -> tuple[HeaderList, bytes] | None:
-        """The headers and the body of a 200; None when ``result`` has to take the long way.
+    def write_plain(self, result: object, call: ConnectPlainServerCall) -> bytes | Response:
+        """The body of a 200 with the content-type ``media_type``, or the answer of the long way.
 
-        Args:
-            result: what the handler gave.
-            may_compress: whether the client accepts any compression.
+        Raises:
+            Exception: as ``ServerCall.answer``.
         """
         if not isinstance(result, self.method.output):
-            return None
+            return call.long_way().answer(result)
         body = self._encode(result)
-        settings, size = self.settings, len(body)
-        if (may_compress and size >= settings.compress_min_bytes) or (
-            settings.send_max_bytes is not None and size > settings.send_max_bytes
-        ):
-            return None
-        return [("content-type", self.media_type), ("content-length", str(size))], body
+        settings = self.settings
+        if len(body) >= settings.compress_min_bytes or settings.send_max_bytes is not None:
+            return call.long_way().respond_with(body, None, None)
+        return body
+
+
+class ConnectPlainServerCall:
+    """What a handler may ask about a plain call. Asking is the beginning of the long way.
+
+    Args:
+        server: the method.
+        head: what makes a ``RequestHead`` of the request.
+        native: the request, in the server's own form.
+    """
+
+    __slots__ = ("_call", "_head", "_native", "_server")
+
+    deadline = NO_DEADLINE
+
+    def __init__(self, server: ConnectUnaryServerMethod, head: Callable[[Any], RequestHead], native: Any) -> None:
+        self._server = server
+        self._head = head
+        self._native = native
+        self._call: ConnectUnaryServerCall | None = None
+
+    @property
+    def method(self) -> Method[Any, Any]:
+        return self._server.method
+
+    def request_headers(self) -> CIMultiDict[str]:
+        return self.long_way().request_headers()
+
+    def peer(self) -> Peer:
+        return self.long_way().peer()
+
+    def long_way(self) -> ConnectUnaryServerCall:
+        if self._call is None:
+            self._call = self._server.call(self._head(self._native))
+            self._call.open()  # cannot fail: what could be refused is not there
+        return self._call
 
 
 class ConnectUnaryServerCall(ServerCall):
@@ -157,7 +198,11 @@ class ConnectUnaryServerCall(ServerCall):
         return self._server.settings.read_max_bytes
 
     def respond(self, message: Any, headers: HeaderInput | None, trailers: HeaderInput | None) -> Response:
-        body = limited(self._server.codec.encode(message), self._server.settings.send_max_bytes)
+        return self.respond_with(self._server.codec.encode(message), headers, trailers)
+
+    def respond_with(self, body: bytes, headers: HeaderInput | None, trailers: HeaderInput | None) -> Response:
+        """``respond``, for a message that is encoded already."""
+        body = limited(body, self._server.settings.send_max_bytes)
         pairs = self._answer_headers(self._server.media_type)
         if self._response_compression is not None:
             settings = self._server.settings
@@ -291,9 +336,12 @@ class ConnectUnaryClient(UnaryClient):
         if limit is not None and len(body) > limit:
             raise too_large(limit)
         encoding = headers.get("content-encoding")
-        if encoding is None or encoding.lower() == "identity":
+        if encoding is None:
             return body
-        compression = self._settings.accept_compressions.get(encoding.lower())
+        encoding = encoding.strip().lower()  # not all HTTP libraries take white space off
+        if encoding == "identity":
+            return body
+        compression = self._settings.accept_compressions.get(encoding)
         if compression is None:
             raise ConnectError(ConnectErrorCode.INTERNAL, f"the answer's compression {encoding!r} is not one we accept")
         return decompress(compression, body, limit, ConnectErrorCode.INTERNAL)

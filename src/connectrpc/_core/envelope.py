@@ -6,12 +6,13 @@ significant first, then that many bytes.
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["COMPRESSED", "HEADER_SIZE", "EnvelopeReader", "envelope"]
 
@@ -19,6 +20,7 @@ HEADER_SIZE = 5
 COMPRESSED = 0x01
 """The one flag that all protocols share."""
 
+_HEADER = struct.Struct(">BI")
 _MAX_LENGTH = 0xFFFFFFFF
 
 
@@ -26,7 +28,7 @@ def envelope(flags: int, payload: bytes) -> bytes:
     """``payload`` in its envelope."""
     if len(payload) > _MAX_LENGTH:
         raise ConnectError(ConnectErrorCode.RESOURCE_EXHAUSTED, "the message is too long for its envelope: 4 GiB")
-    return b"%c%b%b" % (flags, len(payload).to_bytes(4, "big"), payload)
+    return b"".join((_HEADER.pack(flags, len(payload)), payload))
 
 
 class EnvelopeReader:
@@ -55,27 +57,63 @@ class EnvelopeReader:
         """Whether the stream may end here: no envelope has been begun."""
         return self._length is None and not self._buffered
 
-    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+    def feed(self, data: bytes) -> Iterable[tuple[int, bytes]]:
         """The flags and payload of every envelope that ``data`` completes.
 
-        Exhaust the iterator before feeding again.
+        Exhaust what is given before feeding again.
 
         Raises:
             ConnectError: ``resource_exhausted``, after the envelopes before the one that is too long.
         """
-        position = 0
+        size, missing = len(data), self.missing
+        # No generator for what servers send a message as, nor for the pieces of a reader that asks for what is missing.
+        if size > missing:
+            if self.at_boundary:
+                flags, length = _HEADER.unpack_from(data)
+                if length == size - HEADER_SIZE and (self._max_bytes is None or length <= self._max_bytes):
+                    return ((flags, data[HEADER_SIZE:]),)
+            return self._feed(data)
+        self._parts.append(data)
+        self._buffered += size
+        if size < missing:
+            return ()
+        whole = b"".join(self._parts)
+        self._parts.clear()
+        self._buffered = 0
+        if self._length is None:
+            self._begin(*_HEADER.unpack(whole))
+            if self._length:
+                return ()
+            whole = b""
+        self._length = None
+        return ((self._flags, whole),)
+
+    def _begin(self, flags: int, length: int) -> None:
+        if self._max_bytes is not None and length > self._max_bytes:
+            raise ConnectError(
+                ConnectErrorCode.RESOURCE_EXHAUSTED,
+                f"a message of {length} bytes is larger than the limit of {self._max_bytes}",
+            )
+        self._flags, self._length = flags, length
+
+    def _feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        position, size, limit = 0, len(data), self._max_bytes
         while True:
+            if self._length is None and not self._buffered:
+                # What most of a busy stream is: envelopes that are there as a whole.
+                while (start := position + HEADER_SIZE) <= size:
+                    flags, length = _HEADER.unpack_from(data, position)
+                    stop = start + length
+                    if stop > size or (limit is not None and length > limit):
+                        break
+                    position = stop
+                    yield flags, data[start:stop]
             if self._length is None:
                 header, position = self._take(data, position, HEADER_SIZE)
                 if header is None:
                     return
-                self._flags = header[0]
-                self._length = int.from_bytes(header[1:], "big")
-                if self._max_bytes is not None and self._length > self._max_bytes:
-                    raise ConnectError(
-                        ConnectErrorCode.RESOURCE_EXHAUSTED,
-                        f"a message of {self._length} bytes is larger than the limit of {self._max_bytes}",
-                    )
+                self._begin(*_HEADER.unpack(header))
+            assert self._length is not None
             payload, position = self._take(data, position, self._length)
             if payload is None:
                 return

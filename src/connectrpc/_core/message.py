@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from connectrpc.codec import ProtoCodec
 from connectrpc.compression import TooLargeError
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from connectrpc.codec import Codec
     from connectrpc.compression import Compression
@@ -42,7 +43,7 @@ class MessageReader(Generic[MessageT]):
             ``internal`` when a client reads its server's.
     """
 
-    __slots__ = ("_codec", "_compression", "_fault", "_max_bytes", "_message_type")
+    __slots__ = ("_codec", "_compression", "_decode", "_fault", "_max_bytes")
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class MessageReader(Generic[MessageT]):
         fault: ConnectErrorCode,
     ) -> None:
         self._codec = codec
-        self._message_type = message_type
+        self._decode = _decoder(codec, message_type)
         self._compression = compression
         self._max_bytes = max_bytes
         self._fault = fault
@@ -68,7 +69,10 @@ class MessageReader(Generic[MessageT]):
             payload = self.decompress(payload)
         elif self._max_bytes is not None and len(payload) > self._max_bytes:
             raise too_large(self._max_bytes)
-        return decode(self._codec, payload, self._message_type, self._fault)
+        try:
+            return self._decode(payload)
+        except Exception as error:
+            raise undecodable(self._codec, self._fault) from error
 
     def decompress(self, payload: bytes) -> bytes:
         """What a payload that is marked as compressed holds.
@@ -82,6 +86,12 @@ class MessageReader(Generic[MessageT]):
                 "a message is marked as compressed, but no compression was declared",
             )
         return decompress(self._compression, payload, self._max_bytes, self._fault)
+
+
+def _decoder(codec: Codec, message_type: type[MessageT]) -> Callable[[bytes], MessageT]:
+    if type(codec) is ProtoCodec:
+        return message_type.FromString  # what it would call itself, and that for every message of a stream
+    return lambda payload: codec.decode(payload, message_type)
 
 
 def decode(codec: Codec, payload: bytes, message_type: type[MessageT], fault: ConnectErrorCode) -> MessageT:
@@ -127,15 +137,16 @@ class MessageWriter:
         max_bytes: the largest message to send, before it is compressed, or None.
     """
 
-    __slots__ = ("_codec", "_compression", "_max_bytes", "_min_bytes")
+    __slots__ = ("_compression", "_encode", "_max_bytes", "_min_bytes", "_plain")
 
     def __init__(
         self, codec: Codec, compression: Compression | None, min_bytes: int, max_bytes: int | None = None
     ) -> None:
-        self._codec = codec
+        self._encode = codec.encode
         self._compression = compression
         self._min_bytes = min_bytes
         self._max_bytes = max_bytes
+        self._plain = compression is None and max_bytes is None
 
     def write(self, message: Message) -> tuple[bytes, bool]:
         """The payload, and whether it is compressed. What the codec raises passes through.
@@ -143,7 +154,8 @@ class MessageWriter:
         Raises:
             ConnectError: ``resource_exhausted``: the message is too large.
         """
-        return self.compress(limited(self._codec.encode(message), self._max_bytes))
+        payload = self._encode(message)
+        return (payload, False) if self._plain else self.compress(limited(payload, self._max_bytes))
 
     def compress(self, payload: bytes) -> tuple[bytes, bool]:
         """``payload``, compressed if that is wanted, and whether it is."""

@@ -107,14 +107,14 @@ class PlainEndpoint(NamedTuple):
     handler: Callable[[Any], Any]
 
 
-def plain_endpoints(endpoints: Mapping[str, Endpoint]) -> dict[tuple[str, str | None, str | None], PlainEndpoint]:
-    """The endpoints with a short way, by HTTP method, path and Content-Type as most clients spell it.
+def plain_endpoints(endpoints: Mapping[str, Endpoint]) -> dict[tuple[str, str], PlainEndpoint]:
+    """The endpoints with a short way, by path and Content-Type as most clients spell it.
 
-    It may be taken by a request that has the header ``connect-protocol-version: 1`` and none of ``connect-timeout-ms``,
-    ``content-encoding`` and ``transfer-encoding``, and whose Content-Length is at most ``server.plain_max_bytes``.
+    It may be taken by a POST that has the header ``connect-protocol-version: 1`` and neither ``connect-timeout-ms`` nor
+    ``content-encoding``, and whose whole body is there and not longer than ``server.plain_max_bytes``.
     """
     return {
-        ("POST", path, name): PlainEndpoint(server, endpoint.handler)
+        (path, name): PlainEndpoint(server, endpoint.handler)
         for path, endpoint in endpoints.items()
         for name, server in endpoint.by_media_type.items()
         if isinstance(server, ConnectUnaryServerMethod) and server.may_be_plain

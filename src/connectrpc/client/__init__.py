@@ -65,6 +65,17 @@ class ClientOptions(TypedDict, total=False):
     timeout_seconds: float | None
     """The deadline of calls that are not given one of their own. By default they may take for ever."""
 
+    connect_timeout_seconds: float | None
+    """The longest that making a connection may take, with TLS; whatever the deadline, and instead of the HTTP client's
+    own limit. A call that has none by then fails with ``unavailable``, and was not sent. By default the HTTP client's
+    own limit stands."""
+
+    open_timeout_seconds: float | None
+    """The longest that a server stream may take to open: until the head of its answer is there. It is for streams that
+    may last for ever, but not begin for ever. One that is not open by then fails with ``deadline_exceeded``. Calls
+    whose requests are streams are not concerned: their answers may rightly wait for the requests. By default there is
+    no such limit."""
+
     interceptors: Sequence[Interceptor | AsyncInterceptor | Hooks] | None
     """What stands around every call, the first outermost; see ``connectrpc.interceptors``. By default nothing."""
 

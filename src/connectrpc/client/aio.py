@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
-from connectrpc._core.chain import build_chain
+from connectrpc._core.chain import aclose_begun, build_chain
 from connectrpc.client.aio_stream import InterceptedStream, Stream, StreamCall, Within, messages_of
 from connectrpc.client.interception import coded, new_context, passing
 from connectrpc.client.options import Procedures
@@ -43,7 +43,7 @@ class AsyncCaller:
 
     def __init__(self, base_url: str, http_client: object | None, options: ClientOptions) -> None:
         self._procedures = Procedures(base_url, options, asynchronous=True)
-        self._transport = async_transport(http_client)
+        self._transport = async_transport(http_client, connect_timeout=self._procedures.connect_timeout)
 
     @property
     def base_url(self) -> str:
@@ -259,6 +259,7 @@ class AsyncCaller:
         except BaseException as error:
             for stream in begun:
                 await stream.close()
+            await aclose_begun(context)
             failure = coded(context, error) if isinstance(error, Exception) else error
             if not isinstance(failure, ConnectError):
                 raise failure  # noqa: B904  it is the same error
@@ -277,7 +278,9 @@ class AsyncCaller:
         try:
             request = procedure.request(extra_headers, deadline.timeout_ms)
             body = _parts(procedure, reqs) if method.kind.client_streams else procedure.send(_only(reqs))
-            async with Within(deadline):
+            opening = self._procedures.opening(method, deadline)
+            late = "the deadline has passed" if opening is deadline else "the stream was not opened in time"
+            async with Within(opening, late):
                 response = await self._transport.send(request, body)
         except ConnectError as error:
             return Stream(call, None, None, error)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from multidict import CIMultiDict
 
 from connectrpc._aio import timeout
+from connectrpc._core.chain import aclose_begun
 from connectrpc.client.interception import coded
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.streams import AsyncStreamCall, AsyncStreamOutput
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
     from types import TracebackType
 
     from connectrpc._core.call import StreamClientCall
@@ -26,13 +27,17 @@ __all__ = ["InterceptedStream", "Stream", "StreamCall", "Within", "messages_of"]
 T = TypeVar("T")
 
 
+_NONE = object()
+
+
 class Within:
     """Ends what is awaited inside it at a deadline, with ``deadline_exceeded``."""
 
-    __slots__ = ("_deadline", "_timeout")
+    __slots__ = ("_deadline", "_overrun", "_timeout")
 
-    def __init__(self, deadline: Deadline) -> None:
+    def __init__(self, deadline: Deadline, overrun: str = "the deadline has passed") -> None:
         self._deadline = deadline
+        self._overrun = overrun
         self._timeout: Any = None
 
     async def __aenter__(self) -> None:
@@ -49,7 +54,7 @@ class Within:
         try:
             await self._timeout.__aexit__(exc_type, exc, traceback)
         except asyncio.TimeoutError:
-            raise ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed") from None
+            raise ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, self._overrun) from None
 
 
 class StreamCall(AsyncStreamCall[T]):
@@ -95,7 +100,7 @@ class Stream(AsyncStreamOutput[T]):
         self._deadline = deadline
         self._error = error
         self._done = response is None
-        self._messages: Any = iter(())  # of the chunk that was read last
+        self._messages: Iterator[Any] = iter(())  # of the chunk that was read last
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
@@ -107,10 +112,11 @@ class Stream(AsyncStreamOutput[T]):
         assert self._deadline is not None
         try:
             while True:
-                for message in self._messages:
-                    self._deadline.check()
-                    found: T = message
-                    return found
+                message: Any = next(self._messages, _NONE)
+                if message is not _NONE:
+                    if self._deadline.expires_at is not None:
+                        self._deadline.check()
+                    return message  # type: ignore[no-any-return]
                 if self._call.complete and not self._response.uploaded:
                     # The server may be waiting for the end of a request that nobody reads any more.
                     chunk = b""
@@ -199,7 +205,7 @@ class InterceptedStream(AsyncStreamOutput[T]):
             async with Within(self._context.timeout):
                 message: T = await self._messages.__anext__()
         except StopAsyncIteration:
-            self._done = True
+            await self.close()
             raise
         except Exception as error:
             await self.close()
@@ -219,6 +225,7 @@ class InterceptedStream(AsyncStreamOutput[T]):
             await stream.close()
         if hasattr(self._messages, "aclose"):
             await self._messages.aclose()
+        await aclose_begun(self._context)
 
     def done(self) -> bool:
         return self._done

@@ -17,7 +17,7 @@ from connectrpc._core.timeout import timeout_ms
 from connectrpc.client import ClientOptions
 from connectrpc.codec import JsonCodec, ProtoCodec
 from connectrpc.deadline import NO_DEADLINE, Deadline
-from connectrpc.method import IdempotencyLevel
+from connectrpc.method import IdempotencyLevel, MethodKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +42,7 @@ class Procedures:
 
     Attributes:
         base_url: where the service is, without a slash at the end.
+        connect_timeout: how long connecting may take, in seconds, or None.
         interceptors: what stands around the calls.
     """
 
@@ -54,8 +55,14 @@ class Procedures:
         self.base_url = _checked_base_url(base_url)
         self._use_get = options.get("use_get", False)
         self._default_timeout = options.get("timeout_seconds")
-        if self._default_timeout is not None and not self._default_timeout > 0:
-            raise ValueError(f"timeout_seconds must be positive, not {self._default_timeout}")
+        if self._default_timeout is not None:
+            _check_seconds("timeout_seconds", self._default_timeout)
+        self.connect_timeout = options.get("connect_timeout_seconds")
+        if self.connect_timeout is not None:
+            _check_seconds("connect_timeout_seconds", self.connect_timeout)
+        self._open_timeout = options.get("open_timeout_seconds")
+        if self._open_timeout is not None:
+            _check_seconds("open_timeout_seconds", self._open_timeout)
         self.interceptors = checked_interceptors(options.get("interceptors"), asynchronous=asynchronous)
         send = options.get("send_compression")
         extra_headers = options.get("extra_headers")
@@ -108,6 +115,20 @@ class Procedures:
             if timeout_seconds is None:
                 return NO_DEADLINE
         return Deadline(timeout_ms(timeout_seconds))
+
+    def opening(self, method: Method[Any, Any], deadline: Deadline) -> Deadline:
+        """The deadline until which the head of an answer has to be there: the call's own, or an earlier one."""
+        if self._open_timeout is None or method.kind is not MethodKind.SERVER_STREAM:
+            return deadline
+        left = deadline.remaining()
+        if left is not None and left <= self._open_timeout:
+            return deadline
+        return Deadline(timeout_ms(self._open_timeout))
+
+
+def _check_seconds(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, not {value}")
 
 
 def _codec(given: str | Codec) -> Codec:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
-from connectrpc._core.chain import build_chain
+from connectrpc._core.chain import build_chain, close_begun
 from connectrpc.client.interception import coded, new_context, passing
 from connectrpc.client.options import Procedures
 from connectrpc.client.sync_stream import InterceptedStream, Stream, messages_of, receive
@@ -43,7 +43,9 @@ class SyncCaller:
 
     def __init__(self, base_url: str, http_client: object | None, options: ClientOptions) -> None:
         self._procedures = Procedures(base_url, options, asynchronous=False)
-        self._transport = sync_transport(http_client, self._procedures.base_url)
+        self._transport = sync_transport(
+            http_client, self._procedures.base_url, connect_timeout=self._procedures.connect_timeout
+        )
 
     @property
     def base_url(self) -> str:
@@ -102,7 +104,7 @@ class SyncCaller:
     ) -> tuple[ResT, Callable[[], Metadata]]:
         procedure = self._procedures.unary(method)
         request, body = procedure.request(req, extra_headers, deadline.timeout_ms)
-        response = self._transport.send(request, body, stream=False, deadline=deadline, cancel=cancel)
+        response = self._transport.send(request, body, stream=False, deadline=deadline, opening=deadline, cancel=cancel)
         received = response.read(procedure.body_limit)
         message = procedure.response(response.status, response.headers, received)
         return message, functools.partial(procedure.metadata, response.headers)
@@ -270,6 +272,7 @@ class SyncCaller:
         except Exception as error:
             for stream in begun:
                 stream.close()
+            close_begun(context)
             failure = coded(context, error)
             if not isinstance(failure, ConnectError):
                 raise failure  # noqa: B904  it is the same error
@@ -312,7 +315,8 @@ class SyncCaller:
         else:
             (req,) = reqs
             body = procedure.send(req)
-        return self._transport.send(request, body, stream=True, deadline=deadline, cancel=cancel)
+        opening = self._procedures.opening(method, deadline)
+        return self._transport.send(request, body, stream=True, deadline=deadline, opening=opening, cancel=cancel)
 
 
 def _outcome(call: Callable[[], tuple[T, Callable[[], Metadata]]]) -> UnaryOutput[T]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from multidict import CIMultiDict
 
+from connectrpc._core.chain import close_begun
 from connectrpc.client.interception import coded
 from connectrpc.errors import ConnectError
 from connectrpc.streams import StreamOutput
@@ -36,6 +38,13 @@ def receive(call: StreamClientCall, response: SyncResponse) -> Iterator[Any]:
     call.feed_end()
 
 
+_NONE = object()
+
+
+class _AlreadyReadingError(Exception):
+    pass
+
+
 class Stream(StreamOutput[T]):
     """A streamed answer.
 
@@ -53,35 +62,53 @@ class Stream(StreamOutput[T]):
         self._done = response is None
         self._closed = False
         self._reading = False
-        self._messages = iter(()) if response is None else receive(call, response)
+        self._messages: Iterator[Any] = iter(())  # of the chunk that was read last
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
-        with self._lock:
-            if self._done:
-                raise StopIteration
-            if self._reading:
-                raise RuntimeError("another thread is reading this stream")
-            self._reading = True
         try:
-            message: T = next(self._messages)
-        except StopIteration:
-            self._end(None)
-            raise
+            while not self._done:
+                message: Any = next(self._messages, _NONE)
+                if message is not _NONE:
+                    assert self._response is not None
+                    self._response.check()
+                    return message  # type: ignore[no-any-return]
+                chunk = self._read()
+                if chunk is None:
+                    break
+                if chunk:
+                    self._messages = self._call.feed(chunk)
+                else:
+                    self._call.feed_end()
+                    self._end(None)
         except ConnectError as error:
             self._end(error)
-            raise StopIteration from None
+        except _AlreadyReadingError:
+            raise RuntimeError("another thread is reading this stream") from None
         except BaseException:
             self._end(None)
             raise
+        raise StopIteration
+
+    def _read(self) -> bytes | None:
+        """The next chunk, or None when the stream was closed meanwhile."""
+        assert self._response is not None
         with self._lock:
+            if self._reading:
+                raise _AlreadyReadingError
+            if self._done:
+                return None
+            self._reading = True
+        try:
+            chunk = self._response.read_chunk()
+        finally:
             self._reading = False
-            closed = self._closed
-        if closed:
+        if self._closed:  # looked at after that was set, as who closes does it the other way round
             self._end(None)
-        return message
+            return None
+        return chunk
 
     def __del__(self) -> None:
         # Whoever breaks out of a loop and forgets the stream gets its connection back all the same.
@@ -91,7 +118,6 @@ class Stream(StreamOutput[T]):
     def _end(self, error: ConnectError | None) -> None:
         assert self._response is not None
         with self._lock:
-            self._reading = False
             self._done = True
         self._error = error
         self._response.close()
@@ -165,10 +191,10 @@ class InterceptedStream(StreamOutput[T]):
         try:
             return next(self._messages)
         except StopIteration:
-            self._done = True
+            self.close()
             raise
         except Exception as error:
-            self._done = True
+            self.close()
             failure = coded(self._context, error)
             if not isinstance(failure, ConnectError):
                 raise
@@ -180,10 +206,12 @@ class InterceptedStream(StreamOutput[T]):
             stream.close()
         if not self._done:
             self._done = True
-            try:
-                self._messages.close()  # type: ignore[attr-defined]
-            except (AttributeError, ValueError):
-                pass  # no generator; or another thread is in it, and has just been woken
+            # Another thread may be in one of their generators: it has just been woken.
+            with contextlib.suppress(ValueError):
+                if hasattr(self._messages, "close"):
+                    self._messages.close()
+            with contextlib.suppress(ValueError):
+                close_begun(self._context)
 
     def done(self) -> bool:
         return self._done

@@ -18,19 +18,24 @@ if TYPE_CHECKING:
         ServerStream,
     )
     from connectrpc.server.asgi import ASGIApplication, asgi_app, asgi_service
+    from connectrpc.server.implementations import ASGIImplementation, WSGIImplementation
     from connectrpc.server.options import ServiceOptions
+    from connectrpc.server.threads import InThreads
     from connectrpc.server.wsgi import WSGIApplication, wsgi_app, wsgi_service
 
 __all__ = [
     "ASGIApplication",
+    "ASGIImplementation",
     "AsyncClientStream",
     "ClientRequest",
     "ClientStream",
+    "InThreads",
     "Peer",
     "ServerResponse",
     "ServerStream",
     "ServiceOptions",
     "WSGIApplication",
+    "WSGIImplementation",
     "asgi_app",
     "asgi_service",
     "wsgi_app",
@@ -39,14 +44,17 @@ __all__ = [
 
 _HOMES = {
     "ASGIApplication": "connectrpc.server.asgi",
+    "ASGIImplementation": "connectrpc.server.implementations",
     "AsyncClientStream": "connectrpc.request",
     "ClientRequest": "connectrpc.request",
     "ClientStream": "connectrpc.request",
+    "InThreads": "connectrpc.server.threads",
     "Peer": "connectrpc.request",
     "ServerResponse": "connectrpc.request",
     "ServerStream": "connectrpc.request",
     "ServiceOptions": "connectrpc.server.options",
     "WSGIApplication": "connectrpc.server.wsgi",
+    "WSGIImplementation": "connectrpc.server.implementations",
     "asgi_app": "connectrpc.server.asgi",
     "asgi_service": "connectrpc.server.asgi",
     "wsgi_app": "connectrpc.server.wsgi",

@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from connectrpc._core.call import messages_of
-from connectrpc._core.chain import build_chain
+from connectrpc._core.chain import aclose_begun, build_chain, close_begun
 from connectrpc.errors import ConnectError
 from connectrpc.interceptors import CallContext, Request, Response
 from connectrpc.request import AsyncClientStream, ClientRequest, ClientStream, ServerResponse, ServerStream
@@ -42,6 +42,7 @@ def _intercepted(method: Method[Any, Any], handler: Handler, interceptors: Seque
         response = _response(request, handler(_given(request, ClientStream)))
         if method.kind.server_streams:
             response.messages = _Raising(response.messages)
+            request.context._begun.append(response.messages)
         return response
 
     chain = build_chain(interceptors, innermost, asynchronous=False)
@@ -49,9 +50,15 @@ def _intercepted(method: Method[Any, Any], handler: Handler, interceptors: Seque
     def call(given: Any) -> Any:
         request = _request(given)
         try:
-            return _result(method, chain(request))
-        except ConnectError as error:
-            return _error_result(request, error)
+            response = chain(request)
+        except BaseException as error:
+            close_begun(request.context)
+            if isinstance(error, ConnectError):
+                return _error_result(request, error)
+            raise
+        if method.kind.server_streams:
+            return ServerStream(_Whole(request, response), response.headers, response.trailers)
+        return ServerResponse(response.message, response.headers, response.trailers)
 
     return call
 
@@ -64,6 +71,7 @@ def _intercepted_async(method: Method[Any, Any], handler: Handler, interceptors:
         response = _response(request, result)
         if method.kind.server_streams:
             response.messages = _RaisingAsync(response.messages)
+            request.context._begun.append(response.messages)
         return response
 
     chain = build_chain(interceptors, innermost, asynchronous=True)
@@ -71,9 +79,15 @@ def _intercepted_async(method: Method[Any, Any], handler: Handler, interceptors:
     async def call(given: Any) -> Any:
         request = _request(given)
         try:
-            return _result(method, await chain(request))
-        except ConnectError as error:
-            return _error_result(request, error)
+            response = await chain(request)
+        except BaseException as error:
+            await aclose_begun(request.context)
+            if isinstance(error, ConnectError):
+                return _error_result(request, error)
+            raise
+        if method.kind.server_streams:
+            return ServerStream(_WholeAsync(request, response), response.headers, response.trailers)
+        return ServerResponse(response.message, response.headers, response.trailers)
 
     return call
 
@@ -120,13 +134,6 @@ def _response(request: Request, result: Any) -> Response:
     return Response(result)
 
 
-def _result(method: Method[Any, Any], response: Response) -> Any:
-    if method.kind.server_streams:
-        messages: Any = response.messages
-        return ServerStream(messages, response.headers, response.trailers)
-    return ServerResponse(response.message, response.headers, response.trailers)
-
-
 def _error_result(request: Request, error: ConnectError) -> Any:
     if request.context.method.kind.server_streams:
         return error
@@ -155,6 +162,32 @@ class _Raising:
         close = getattr(self._messages, "close", None)
         if close is not None:
             close()
+
+
+class _Whole:
+    """The messages that come out of the interceptors. Closing them closes everything that was begun for them."""
+
+    __slots__ = ("_messages", "_request", "_response")
+
+    def __init__(self, request: Request, response: Response) -> None:
+        self._request = request
+        self._response = response
+        self._messages: Any = None
+
+    def __iter__(self) -> Iterator[Any]:
+        messages: Any = self._response.messages
+        self._messages = iter(messages)
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._messages)
+
+    def close(self) -> None:
+        try:
+            if hasattr(self._messages, "close"):
+                self._messages.close()
+        finally:
+            close_begun(self._request.context)
 
 
 class _RaisingAsync:
@@ -186,3 +219,28 @@ class _RaisingAsync:
             await self._messages.aclose()
         elif hasattr(self._messages, "close"):
             self._messages.close()
+
+
+class _WholeAsync:
+    """``_Whole`` for async handlers."""
+
+    __slots__ = ("_messages", "_request", "_response")
+
+    def __init__(self, request: Request, response: Response) -> None:
+        self._request = request
+        self._response = response
+        self._messages: Any = None
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        self._messages = _RaisingAsync(self._response.messages)
+        return self
+
+    async def __anext__(self) -> Any:
+        return await self._messages.__anext__()
+
+    async def aclose(self) -> None:
+        try:
+            if self._messages is not None:
+                await self._messages.aclose()
+        finally:
+            await aclose_begun(self._request.context)

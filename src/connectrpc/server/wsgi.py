@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -10,21 +9,13 @@ from typing import TYPE_CHECKING, Any
 from multidict import CIMultiDict
 
 from connectrpc._core.call import messages_of
+from connectrpc._core.connect_unary import ConnectPlainServerCall
 from connectrpc._core.http import RequestHead, Response
 from connectrpc._core.negotiate import negotiate, plain_endpoints, plain_response
-from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import ClientRequest, ClientStream
-from connectrpc.server.handlers import (
-    DRAIN_MAX_BYTES,
-    DRAIN_MAX_SECONDS,
-    build_endpoints,
-    coded,
-    failed,
-    last_part,
-    logger,
-    merge_endpoints,
-)
+from connectrpc.server.endpoints import build_endpoints, find_handlers, merge_endpoints
+from connectrpc.server.handlers import DRAIN_MAX_BYTES, DRAIN_MAX_SECONDS, coded, failed, last_part, logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,10 +24,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from connectrpc._core.call import ServerCall
-    from connectrpc._core.connect_unary import ConnectUnaryServerMethod
     from connectrpc._core.negotiate import Endpoint, PlainEndpoint
-    from connectrpc.method import Method, Service
-    from connectrpc.request import Peer, ServerStream
+    from connectrpc.method import Service
+    from connectrpc.request import ServerStream
     from connectrpc.server.options import ServiceOptions
 
     class StartResponse(Protocol):
@@ -53,7 +43,7 @@ _STATUS = {status.value: f"{status.value} {status.phrase}" for status in HTTPSta
 _STATUS[499] = "499 Client Closed Request"
 
 _CHUNK = 64 * 1024
-_GUNICORN_READ_AHEAD = 1024
+_LARGE_CHUNK = 1024 * 1024  # gunicorn copies what it has read ahead at each read, however little that takes of it
 _LENGTH_MAX_DIGITS = 19  # 2**63 has as many, and Python is slow and then refuses to convert very long ones
 
 
@@ -66,9 +56,10 @@ class WSGIApplication:
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         get = environ.get
-        plain = self._plain.get((environ["REQUEST_METHOD"], get("PATH_INFO"), get("CONTENT_TYPE")))
+        plain = self._plain.get((get("PATH_INFO", ""), get("CONTENT_TYPE", "")))
         if (
             plain is not None
+            and environ["REQUEST_METHOD"] == "POST"
             and get("HTTP_CONNECT_PROTOCOL_VERSION") == "1"
             and get("HTTP_CONNECT_TIMEOUT_MS") is None
             and get("HTTP_CONTENT_ENCODING") is None
@@ -102,15 +93,15 @@ class WSGIApplication:
 def wsgi_service(service: Service, implementation: object, **options: Unpack[ServiceOptions]) -> WSGIApplication:
     """The app that serves ``service`` with ``implementation``, whose methods are looked up now.
 
+    Handlers run in the server's own threads, which nothing can interrupt: the deadline is looked at before the handler
+    begins, at each message, and when it returns. ``InThreads`` of an implementation has answers go out on time.
+
     Raises:
         TypeError: an option is unknown, or the implementation is no instance or is async.
         ValueError: an option has a value that makes no sense.
     """
-    for method in service.methods:
-        handler = getattr(implementation, method.python_name, None)
-        if inspect.iscoroutinefunction(handler) or inspect.isasyncgenfunction(handler):
-            raise TypeError(f"{method.python_name}() is async: serve it with the asgi function")
-    return WSGIApplication(build_endpoints(service, implementation, options, asynchronous=False))
+    handlers = find_handlers(service, implementation, asynchronous=False)
+    return WSGIApplication(build_endpoints(handlers, options, asynchronous=False))
 
 
 def wsgi_app(*services: WSGIApplication) -> WSGIApplication:
@@ -132,48 +123,17 @@ def _call_plain(
 ) -> Iterable[bytes]:
     """The short way of a call that asks for nothing special; it turns into the long one where something comes up."""
     server = plain.server
-    call = _PlainCall(server, environ)
+    call = ConnectPlainServerCall(server, _Head, environ)
+    answer: bytes | Response
     try:
         request = server.read_plain(_read_exactly(environ["wsgi.input"], size))
-        result = plain.handler(ClientRequest(request, call))
-        answer = server.write_plain(result, may_compress="HTTP_ACCEPT_ENCODING" in environ)
-        response = call.long_way().answer(result) if answer is None else None
+        answer = server.write_plain(plain.handler(ClientRequest(request, call)), call)
     except Exception as error:
-        answer, response = None, failed(call.long_way(), error)
-    if answer is None:
-        assert response is not None
-        return _send(response, start_response)
-    start_response("200 OK", answer[0])
-    return [answer[1]]
-
-
-class _PlainCall:
-    """What a handler may ask about a call on the short way. Asking is the beginning of the long one."""
-
-    __slots__ = ("_call", "_environ", "_server")
-
-    deadline = NO_DEADLINE
-
-    def __init__(self, server: ConnectUnaryServerMethod, environ: dict[str, Any]) -> None:
-        self._server = server
-        self._environ = environ
-        self._call: ServerCall | None = None
-
-    @property
-    def method(self) -> Method[Any, Any]:
-        return self._server.method
-
-    def request_headers(self) -> CIMultiDict[str]:
-        return self.long_way().request_headers()
-
-    def peer(self) -> Peer:
-        return self.long_way().peer()
-
-    def long_way(self) -> ServerCall:
-        if self._call is None:
-            self._call = self._server.call(_Head(self._environ))
-            self._call.open()  # cannot fail: what could be refused is not there
-        return self._call
+        answer = failed(call.long_way(), error)
+    if isinstance(answer, Response):
+        return _send(answer, start_response)
+    start_response("200 OK", [("content-type", server.media_type), ("content-length", str(len(answer)))])
+    return [answer]
 
 
 def _request(call: ServerCall, body: _RequestBody) -> ClientRequest[Any] | ClientStream[Any]:
@@ -196,9 +156,11 @@ def _messages(call: ServerCall, body: _RequestBody) -> Iterator[Any]:
     # Some servers' read(n) waits for all of n bytes. Asking for no more than a message needs gives each one as soon as
     # it is there; a small body of known length has most likely come whole.
     whole = body.length is not None and body.length <= _CHUNK
-    while chunk := body.read(_CHUNK) if whole else body.read_soon(min(call.wanted, _CHUNK)):
+    timed = call.deadline.expires_at is not None
+    while chunk := body.read(_CHUNK) if whole else body.read_soon(min(call.wanted, _LARGE_CHUNK)):
         for message in call.feed(chunk):
-            call.deadline.check()
+            if timed:
+                call.deadline.check()
             yield message
     call.feed_end()
 
@@ -237,15 +199,19 @@ class _StreamedBody:
 
     def __iter__(self) -> Iterator[bytes]:
         call = self._call
+        timed = call.deadline.expires_at is not None
         failure: ConnectError | None = None
         try:
             yield b""  # sends the head: the client may be waiting for it while the handler waits for something else
             for message in self._messages:
-                call.deadline.check()
+                if timed:
+                    call.deadline.check()
                 if isinstance(message, ConnectError):
                     failure = message
                     break
-                yield call.send(message)
+                part = call.send(message)
+                del message  # else large ones would be there twice, and the heap would grow and shrink with each
+                yield part
             else:
                 call.deadline.check()
         except Exception as error:
@@ -318,10 +284,11 @@ class _RequestBody:
         refusal: the answer to a request whose body cannot be read at all, or None.
     """
 
-    __slots__ = ("_input", "_left", "length", "refusal")
+    __slots__ = ("_input", "_left", "_soon", "length", "refusal")
 
     def __init__(self, environ: dict[str, Any]) -> None:
         self._input: Input = environ["wsgi.input"]
+        self._soon = _prompt(self._input)
         self.refusal: Response | None = None
         self.length: int | None
         declared = environ.get("CONTENT_LENGTH")
@@ -344,11 +311,7 @@ class _RequestBody:
         Raises:
             ConnectError: as ``read``.
         """
-        # gunicorn's read() waits for a kilobyte, or for the end, whatever it is asked for; its readline() does not.
-        # granian's readline() waits for a line.
-        if size < _GUNICORN_READ_AHEAD and type(self._input).__module__ == "gunicorn.http.body":
-            return self._read(self._input.readline, size)
-        return self._read(self._input.read, size)
+        return self._read(self._soon, size)
 
     def read(self, size: int) -> bytes:
         """Up to ``size`` bytes; none at the end.
@@ -403,10 +366,21 @@ class _RequestBody:
             return  # the client has gone; there is nobody to tell
 
 
+def _prompt(stream: Input) -> Callable[[int], bytes]:
+    """What reads without waiting for more than it is asked for."""
+    if type(stream).__module__ != "gunicorn.http.body":
+        return stream.read
+    # gunicorn's read() waits for a kilobyte, or for the end, whatever it is asked for; what that reads from does not.
+    # Nor does its readline(), which stops at each line feed, and so is slow.
+    reader: Any = getattr(stream, "reader", None)
+    return getattr(reader, "read", stream.readline)
+
+
 def _length(declared: str | None) -> int | None:
     """The value of a Content-Length, or None when there is none, or no sensible one."""
-    if declared and len(declared) < _LENGTH_MAX_DIGITS and declared.isascii() and declared.isdigit():
-        return int(declared)
+    digits = (declared or "").strip(" \t")
+    if digits and len(digits) < _LENGTH_MAX_DIGITS and digits.isascii() and digits.isdigit():
+        return int(digits)
     return None
 
 

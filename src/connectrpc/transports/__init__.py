@@ -13,18 +13,20 @@ if TYPE_CHECKING:
 __all__ = ["AsyncTransport", "SyncTransport", "async_transport", "sync_transport"]
 
 
-def sync_transport(http_client: object | None, base_url: str) -> SyncTransport:
+def sync_transport(http_client: object | None, base_url: str, *, connect_timeout: float | None = None) -> SyncTransport:
     """The transport over a user's HTTP client, or over one of our own for None.
 
     Raises:
         TypeError: it is none that is known here, nor a transport.
+        ValueError: it is a transport that cannot keep a connect timeout.
     """
     urllib3 = _loaded("urllib3")
     if http_client is None or (urllib3 is not None and isinstance(http_client, urllib3.PoolManager)):
         from connectrpc.transports.urllib3 import Urllib3Transport
 
-        return Urllib3Transport(http_client, base_url)
+        return Urllib3Transport(http_client, base_url, connect_timeout=connect_timeout)
     if isinstance(http_client, SyncTransport) and _takes(http_client.send, "deadline"):
+        _refuse(connect_timeout)
         return http_client
     raise TypeError(
         f"http_client is a {type(http_client).__qualname__}: a synchronous client takes a urllib3.PoolManager or a "
@@ -32,18 +34,20 @@ def sync_transport(http_client: object | None, base_url: str) -> SyncTransport:
     )
 
 
-def async_transport(http_client: object | None) -> AsyncTransport:
+def async_transport(http_client: object | None, *, connect_timeout: float | None = None) -> AsyncTransport:
     """The transport over a user's HTTP client, or over one of our own for None.
 
     Raises:
         TypeError: it is none that is known here, nor a transport.
+        ValueError: it is a transport that cannot keep a connect timeout.
     """
     aiohttp = _loaded("aiohttp")
     if http_client is None or (aiohttp is not None and isinstance(http_client, aiohttp.ClientSession)):
         from connectrpc.transports.aiohttp import AiohttpTransport
 
-        return AiohttpTransport(http_client)
+        return AiohttpTransport(http_client, connect_timeout=connect_timeout)
     if isinstance(http_client, AsyncTransport) and _takes(http_client.send, "body"):
+        _refuse(connect_timeout)
         return http_client
     raise TypeError(
         f"http_client is a {type(http_client).__qualname__}: an asynchronous client takes an aiohttp.ClientSession or "
@@ -63,3 +67,8 @@ def _takes(function: Any, parameter: str) -> bool:
     parameters = signature(function).parameters
     kinds = {given.kind for given in parameters.values()}
     return parameter in parameters or {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD} <= kinds
+
+
+def _refuse(connect_timeout: float | None) -> None:
+    if connect_timeout is not None:
+        raise ValueError("connect_timeout_seconds is not for transports of your own: they know how they connect")

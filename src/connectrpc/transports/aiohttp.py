@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-from typing import TYPE_CHECKING, Any, cast
+import ssl
+import weakref
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import aiohttp
 from multidict import CIMultiDict
@@ -14,14 +16,15 @@ from yarl import URL
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     from connectrpc._core.http import HTTPRequest
 
 __all__ = ["AiohttpTransport"]
 
 
-_LARGE = 1024 * 1024
+_LARGE = 64 * 1024
+"""From here on, part of a body may still be waiting to be sent when its call is over."""
 
 
 class AiohttpTransport:
@@ -29,23 +32,36 @@ class AiohttpTransport:
 
     Args:
         session: the user's, with its connector, TLS, proxies, cookies and limits; or None for one of our own.
+        connect_timeout: how long connecting may take, in seconds; None for the session's own limit.
     """
 
-    def __init__(self, session: object | None) -> None:
+    def __init__(self, session: object | None, *, connect_timeout: float | None = None) -> None:
+        self._connect_timeout = connect_timeout
         self._owns_session = session is None
         self._session = cast("aiohttp.ClientSession | None", session)
         self._keeper: AsyncGenerator[None, None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        # What may be under way.
+        self._bodies: weakref.WeakSet[_Body] = weakref.WeakSet()
+        self._responses: weakref.WeakSet[aiohttp.ClientResponse] = weakref.WeakSet()
         self._timeout: aiohttp.ClientTimeout | None = None
 
     async def send(self, request: HTTPRequest, body: bytes | AsyncIterator[bytes] | None) -> _Response:
         session = self._find_session()
-        upload = None if body is None or isinstance(body, bytes) else _Upload(body)
+        upload: _Upload | None = None
+        large: _Body | None = None
+        if body is not None and not isinstance(body, bytes):
+            upload = _Upload(body)
+            large = _StreamBody(upload.parts())
+        elif body is not None and len(body) > _LARGE:
+            large = _BytesBody(io.BytesIO(body))
+        if large is not None:
+            self._bodies.add(large)
         try:
             response = await session.request(
                 request.method,
                 URL(request.url, encoded=True),
-                data=_small(body) if upload is None else upload.parts(),
+                data=body if large is None else large,
                 headers=CIMultiDict(request.headers),
                 # Whatever would be done behind the call's back is switched off.
                 allow_redirects=False,
@@ -53,9 +69,15 @@ class AiohttpTransport:
                 auto_decompress=False,
                 timeout=self._timeout,
             )
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise _coded(error, upload, answered=False) from error
-        return _Response(response, upload)
+        except BaseException as error:
+            if large is not None:
+                large.give_up()
+            if isinstance(error, aiohttp.ClientError | asyncio.TimeoutError | OSError):
+                _fail(error, upload, answered=False)
+            raise
+        if response.connection is not None:  # its body is still to come
+            self._responses.add(response)
+        return _Response(response, upload, large)
 
     def _find_session(self) -> aiohttp.ClientSession:
         loop = asyncio.get_running_loop()
@@ -83,13 +105,21 @@ class AiohttpTransport:
         # limits for connecting and between reads are the user's.
         own = self._session.timeout
         self._timeout = aiohttp.ClientTimeout(
-            total=None, connect=own.connect, sock_connect=own.sock_connect, sock_read=own.sock_read
+            total=None,
+            connect=own.connect,
+            sock_connect=own.sock_connect if self._connect_timeout is None else self._connect_timeout,
+            sock_read=own.sock_read,
         )
 
     async def aclose(self) -> None:
         if self._owns_session and self._session is not None:
             session, self._session = self._session, None
             if self._loop is asyncio.get_running_loop():
+                # Closing the session would wait until the server has taken the bodies, and wakes nobody who reads.
+                for body in list(self._bodies):
+                    body.give_up()
+                for response in list(self._responses):
+                    response.close()
                 await session.close()
 
 
@@ -112,22 +142,56 @@ def _keep(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
     return begun
 
 
-def _small(body: Any) -> Any:
-    # aiohttp warns of larger ones, since it would hand them to the socket whole.
-    return io.BytesIO(body) if body is not None and len(body) > _LARGE else body
+class _Body(aiohttp.payload.Payload):
+    """A body that knows which connection it goes to."""
+
+    _transport: asyncio.Transport | None = None
+    _written = False
+
+    async def write(self, writer: Any) -> None:  # until aiohttp 3.11
+        self._transport = writer.transport
+        await super().write(writer)  # type: ignore[safe-super]  # a payload stands behind it
+        self._written = True
+
+    async def write_with_length(self, writer: Any, content_length: int | None) -> None:
+        self._transport = writer.transport
+        await super().write_with_length(writer, content_length)
+        self._written = True
+
+    def give_up(self, response: aiohttp.ClientResponse | None = None) -> None:
+        """Drop the connection if something waits to be sent: closing it would wait for the server to take that."""
+        if self._written and response is not None and response.connection is None:
+            return  # it may serve another call by now
+        if self._transport is not None and self._transport.get_write_buffer_size():
+            self._transport.abort()
 
 
-def _coded(error: Exception, upload: _Upload | None, *, answered: bool) -> Exception:
-    """What a failure of aiohttp's is to the caller, before or after the head of the answer has come."""
+class _StreamBody(_Body, aiohttp.payload.AsyncIterablePayload):
+    pass
+
+
+class _BytesBody(_Body, aiohttp.payload.BytesIOPayload):
+    pass
+
+
+def _fail(error: Exception, upload: _Upload | None, *, answered: bool) -> NoReturn:
+    """Raise what a failure of aiohttp's is to the caller, before or after the head of the answer has come."""
     if upload is not None and upload.failure is not None:
-        return upload.failure
+        raise upload.failure  # just as it is: it has nothing to do with aiohttp
+    raise _coded(error, answered=answered) from error
+
+
+def _coded(error: Exception, *, answered: bool) -> ConnectError:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
     if isinstance(error, asyncio.TimeoutError):
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own read timeout has passed")
     if isinstance(error, aiohttp.ClientConnectorError):
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "no connection to the server can be made")
-    if isinstance(error, aiohttp.ServerDisconnectedError) or (not answered and isinstance(error, OSError)):
+    refused = isinstance(error, OSError) and isinstance(error.__cause__ or error, ssl.SSLError)
+    if isinstance(error, aiohttp.ServerDisconnectedError) or (
+        not answered and isinstance(error, OSError) and not refused
+    ):
         # Not sent again: the server may have closed an idle connection just as the request went out, and then it was
         # never processed, but nothing here can tell that from a server which died over it.
         return ConnectError(
@@ -161,18 +225,48 @@ class _Upload:
             raise
 
 
+def _end_with_connection(response: aiohttp.ClientResponse) -> Callable[[], None]:
+    """Have the answer's body fail when its connection is lost: not every end of one reaches who reads the body (a chunk
+    that is broken, after which the server hangs up, does not). The function that is given takes that back."""
+    connection, content = response.connection, response.content
+    closed = getattr(connection.protocol, "closed", None) if connection is not None else None
+    if closed is None:
+        return _nothing
+
+    def fail(_: asyncio.Future[None]) -> None:
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("it ended in the middle of the answer"))
+
+    # Once per connection, which serves many calls: an exception of the future that nobody takes would be logged.
+    closed.remove_done_callback(_take)
+    closed.add_done_callback(_take)
+    closed.add_done_callback(fail)
+    return lambda: closed.remove_done_callback(fail)
+
+
+def _take(closed: asyncio.Future[None]) -> None:
+    if not closed.cancelled():
+        closed.exception()
+
+
+def _nothing() -> None:
+    pass
+
+
 class _Response:
     """An answer of aiohttp's."""
 
-    __slots__ = ("_response", "_upload", "headers", "status")
+    __slots__ = ("_large", "_response", "_unwatch", "_upload", "headers", "status")
 
-    def __init__(self, response: aiohttp.ClientResponse, upload: _Upload | None) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, upload: _Upload | None, large: _Body | None) -> None:
+        self._large = large
         self._response = response
         self._upload = upload
         if upload is not None:
             upload.response = response
         self.status = response.status
         self.headers = cast("Any", response.headers)
+        self._unwatch = _end_with_connection(response)
 
     @property
     def uploaded(self) -> bool:
@@ -189,18 +283,21 @@ class _Response:
                 received += len(chunk)
             return b"".join(parts)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise _coded(error, self._upload, answered=True) from error
+            _fail(error, self._upload, answered=True)
         finally:
-            response.close()
+            self.close()
 
     async def read_chunk(self) -> bytes:
         try:
             chunk = await self._response.content.readany()
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise _coded(error, self._upload, answered=True) from error
+            _fail(error, self._upload, answered=True)
         if not chunk and self._upload is not None and self._upload.failure is not None:
             raise self._upload.failure
         return chunk
 
     def close(self) -> None:
+        if self._large is not None:
+            self._large.give_up(self._response)
+        self._unwatch()
         self._response.close()

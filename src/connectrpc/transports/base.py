@@ -65,6 +65,7 @@ class SyncTransport(Protocol):
         *,
         stream: bool,
         deadline: Deadline,
+        opening: Deadline,
         cancel: CancelToken | None,
     ) -> SyncResponse:
         """Send a request and wait for the head of its answer.
@@ -75,6 +76,8 @@ class SyncTransport(Protocol):
                 nothing is retried, and no content coding is added or taken off.
             stream: whether the answer will be read in chunks.
             deadline: ends the call in whatever state, reading included.
+            opening: ends it when the head of its answer is not there by then. Never later than ``deadline``; the same
+                object where there is no limit of its own.
             cancel: likewise, when somebody cancels it.
         """
         ...

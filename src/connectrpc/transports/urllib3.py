@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import heapq
+import http.client
 import os
 import socket
+import ssl
 import threading
 import time
 from typing import TYPE_CHECKING, Any, cast
@@ -28,8 +31,10 @@ from urllib3.exceptions import (
     NewConnectionError,
     ProtocolError,
     ReadTimeoutError,
+    SSLError,
 )
 
+from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
@@ -57,9 +62,11 @@ class Urllib3Transport:
     Args:
         manager: the user's, with its pools, proxies, TLS and timeouts; or None for one of our own.
         base_url: where the requests will go.
+        connect_timeout: how long connecting may take, in seconds; None for the manager's own limit.
     """
 
-    def __init__(self, manager: object | None, base_url: str) -> None:
+    def __init__(self, manager: object | None, base_url: str, *, connect_timeout: float | None = None) -> None:
+        self._connect_timeout = connect_timeout
         self._owns_manager = manager is None
         # Threads beyond a pool's size would open a connection for each call, so our own has room for more.
         self._manager = urllib3.PoolManager(maxsize=32) if manager is None else cast("urllib3.PoolManager", manager)
@@ -77,11 +84,12 @@ class Urllib3Transport:
         *,
         stream: bool,
         deadline: Deadline,
+        opening: Deadline,
         cancel: CancelToken | None,
     ) -> _Response:
         guard = None
         if stream or cancel is not None or deadline.expires_at is not None:
-            guard = _Guard(deadline, cancel)
+            guard = _Guard(deadline, opening, cancel)
         upload = None if body is None or isinstance(body, bytes) else _Upload(body)
         outer: _Guard | None = getattr(_calls, "guard", None)
         _calls.guard = guard
@@ -97,6 +105,8 @@ class Urllib3Transport:
             raise
         finally:
             _calls.guard = outer  # the caller's request iterator may itself make calls
+        if guard is not None:
+            guard.opening = deadline
         return _Response(response, guard)
 
     def _urlopen(
@@ -104,7 +114,7 @@ class Urllib3Transport:
     ) -> urllib3.BaseHTTPResponse:
         pool = self._find_pool()
         headers = _native(request.headers)
-        if guard is not None or pool.proxy is not None:
+        if guard is not None or pool.proxy is not None or self._connect_timeout is not None:
             return self._urlopen_with_care(pool, request, headers, body, guard)
         try:
             return pool.urlopen(
@@ -138,11 +148,11 @@ class Urllib3Transport:
             "decode_content": False,
             "preload_content": False,
         }
-        if guard is not None:
-            if guard.deadline.expires_at is not None:
-                options["timeout"] = _UntilDeadline(pool.timeout, guard.deadline)
-            if pool.block:
-                options["pool_timeout"] = _POOL_STEP
+        limit = NO_DEADLINE if guard is None else guard.opening
+        if limit.expires_at is not None or self._connect_timeout is not None:
+            options["timeout"] = _Timeouts(pool.timeout, self._connect_timeout, limit)
+        if guard is not None and pool.block:
+            options["pool_timeout"] = _POOL_STEP
         path = request.url[self._origin_length :]
         while True:
             try:
@@ -213,23 +223,27 @@ def _native(headers: list[tuple[str, str]]) -> Mapping[str, str]:
     return plain if len(plain) == len(headers) else HTTPHeaderDict(headers)
 
 
-class _UntilDeadline(urllib3.Timeout):
-    """The user's own timeouts, with connecting bounded by the deadline too, whenever that begins."""
+class _Timeouts(urllib3.Timeout):
+    """The user's own timeouts, with connecting bounded by a limit of the client's and by the deadline."""
 
-    def __init__(self, own: Any, deadline: Deadline) -> None:
+    def __init__(self, own: Any, connect: float | None, deadline: Deadline) -> None:
         if not isinstance(own, urllib3.Timeout):
             own = urllib3.Timeout(own)
-        super().__init__(connect=own._connect, read=own._read, total=own.total)
+        super().__init__(connect=own._connect if connect is None else connect, read=own._read, total=own.total)
         self._own = own
+        self._connect_limit = connect
         self._deadline = deadline
 
-    def clone(self) -> _UntilDeadline:
-        return _UntilDeadline(self._own, self._deadline)
+    def clone(self) -> _Timeouts:
+        return _Timeouts(self._own, self._connect_limit, self._deadline)
 
     @property
-    def connect_timeout(self) -> float:
-        left = max(self._deadline.remaining() or 0.0, 0.001)  # zero would mean not to block at all
+    def connect_timeout(self) -> Any:
         connect = super().connect_timeout
+        left = self._deadline.remaining()
+        if left is None:
+            return connect
+        left = max(left, 0.001)  # zero would mean not to block at all
         return min(left, connect) if isinstance(connect, int | float) else left
 
 
@@ -251,8 +265,8 @@ def _coded(error: Exception, guard: _Guard | None, *, answered: bool) -> Connect
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
     if (
         not answered
-        and isinstance(error, ProtocolError)
-        and any(isinstance(arg, ConnectionError) for arg in error.args)
+        and isinstance(error, ProtocolError | SSLError)
+        and any(isinstance(arg, ConnectionError | ssl.SSLEOFError | ssl.SSLZeroReturnError) for arg in error.args)
     ):
         # Not sent again: the server may have closed an idle connection just as the request went out, and then it was
         # never processed, but nothing here can tell that from a server which died over it.
@@ -292,10 +306,11 @@ class _Upload:
 class _Response:
     """An answer of urllib3's."""
 
-    __slots__ = ("_guard", "_response", "headers", "status")
+    __slots__ = ("_chunks", "_guard", "_response", "headers", "status")
 
     def __init__(self, response: Any, guard: _Guard | None) -> None:
         self._response = response
+        self._chunks: Iterator[bytes] | None = None
         self._guard = guard
         self.status = response.status
         self.headers = response.headers
@@ -323,9 +338,19 @@ class _Response:
 
     def read_chunk(self) -> bytes:
         try:
-            return self._guarded(self._response.read1(_CHUNK))
+            if self._chunks is None:
+                self._chunks = self._begin_chunks()
+            chunk = next(self._chunks, b"")
+            return chunk or self._guarded(chunk)  # the messages of others are checked one by one
         except (HTTPError, OSError) as error:
             raise _coded(error, self._guard, answered=True) from error
+
+    def _begin_chunks(self) -> Iterator[bytes]:
+        response = self._response
+        if response.chunked and response.supports_chunked_reads():
+            chunks: Iterator[bytes] = response.read_chunked(_CHUNK, decode_content=False)  # read1() is slower
+            return chunks
+        return iter(functools.partial(response.read1, _CHUNK), b"")
 
     def _guarded(self, chunk: bytes) -> bytes:
         # A body that ends with its connection looks complete when a guard has shut that down.
@@ -368,22 +393,75 @@ def _adopt(pool: HTTPConnectionPool) -> None:
     if issubclass(pool.ConnectionCls, _Owned):
         return
     pool.ConnectionCls = type("Owned" + pool.ConnectionCls.__name__, (_Owned, pool.ConnectionCls), {})
-    # Connections from before cannot tell.
-    idle = 0
-    while pool.pool is not None and not pool.pool.empty():
-        connection = pool._get_conn()
-        connection.close()
-        idle += 1
-        if idle >= pool.pool.maxsize:
-            break
-    for _ in range(idle):
-        pool._put_conn(None)
+    get_connection = pool._get_conn
+
+    def get_owned(timeout: float | None = None) -> Any:
+        connection = get_connection(timeout)
+        if isinstance(connection, _Owned):
+            return connection
+        connection.close()  # it is from before, and cannot tell
+        return pool._new_conn()
+
+    pool._get_conn = get_owned  # type: ignore[method-assign]
+
+
+class _Lines:
+    """The lines of a head, the last of which is remembered."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.last = b""
+
+    def readline(self, limit: int) -> bytes:
+        self.last = self._file.readline(limit)
+        return self.last
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _HTTPResponse(http.client.HTTPResponse):
+    """What ``http.client`` leaves undone: interim answers other than 100, which would pass for the answer and leave
+    that to the connection's next call; and heads that break off, which would pass for whole ones."""
+
+    def begin(self) -> None:
+        if self.headers is not None:
+            return
+        file = self.fp
+        lines: Any = _Lines(file)
+        self.fp = lines
+        try:
+            super().begin()
+        finally:
+            if self.fp is lines:
+                self.fp = file
+        if lines.last not in _BLANK:
+            raise http.client.RemoteDisconnected("the answer's head broke off")
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if not 100 < status < 200:  # 100 is passed over by begin()
+                return version, status, reason
+            if status == http.HTTPStatus.SWITCHING_PROTOCOLS:
+                raise http.client.BadStatusLine("101, which nobody asked for")
+            for _ in range(_INTERIM_MAX_LINES):
+                if self.fp.readline(_LINE_MAX_BYTES) in (*_BLANK, b""):
+                    break
+            else:
+                raise http.client.BadStatusLine("an interim answer without end")
+
+
+_BLANK = (b"\r\n", b"\n")
+_INTERIM_MAX_LINES = 100
+_LINE_MAX_BYTES = 65536
 
 
 class _Owned:
     """A connection that knows the guard of the call it serves, if that has one. Mixed into the pool's own class."""
 
     owner: _Guard | None = None
+    response_class = _HTTPResponse
 
     def connect(self) -> None:
         super().connect()  # type: ignore[misc]
@@ -457,10 +535,22 @@ class _Owned:
 class _Guard:
     """What can stop one call from outside: its deadline, its token, closing its stream."""
 
-    __slots__ = ("_cancel", "_finished", "_generation", "_reason", "connection", "deadline", "socket", "stopped")
+    __slots__ = (
+        "_cancel",
+        "_deadline",
+        "_finished",
+        "_generation",
+        "_reason",
+        "connection",
+        "opening",
+        "socket",
+        "stopped",
+    )
 
-    def __init__(self, deadline: Deadline, cancel: CancelToken | None) -> None:
-        self.deadline = deadline
+    def __init__(self, deadline: Deadline, opening: Deadline, cancel: CancelToken | None) -> None:
+        self._deadline = deadline
+        self.opening = opening
+        """The deadline of what is being done now: the call's own, once its answer has begun."""
         self._cancel = cancel
         self._reason: tuple[ConnectErrorCode, str] | None = None
         self._finished = False
@@ -474,6 +564,8 @@ class _Guard:
                 raise ConnectError(ConnectErrorCode.CANCELED, "the call was canceled before it began")
         if deadline.expires_at is not None:
             _watchdog.watch(self, deadline.expires_at)
+        if opening.expires_at is not None and opening is not deadline:
+            _watchdog.watch(self, opening.expires_at)
 
     @property
     def finished(self) -> bool:
@@ -481,7 +573,8 @@ class _Guard:
 
     def reason(self) -> ConnectError | None:
         """Why the call was stopped, or None."""
-        if self._reason is None and self.deadline.expires_at is not None and self.deadline.expired():
+        expires_at = self.opening.expires_at
+        if self._reason is None and expires_at is not None and time.monotonic() >= expires_at:
             self.expire()
         return None if self._reason is None else ConnectError(*self._reason)
 
@@ -489,7 +582,11 @@ class _Guard:
         self.stop(ConnectErrorCode.CANCELED, "the call was canceled")
 
     def expire(self) -> None:
-        self.stop(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
+        """Stop the call if its time is up."""
+        if self._deadline.expired():
+            self.stop(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
+        elif self.opening.expired():
+            self.stop(ConnectErrorCode.DEADLINE_EXCEEDED, "the stream was not opened in time")
 
     def stop(self, code: ConnectErrorCode, message: str) -> None:
         """Wake the thread that is blocked in the call, if it is. May be called from any thread."""
@@ -513,7 +610,7 @@ class _Guard:
             self.socket = self.connection = None
         if self._cancel is not None:
             self._cancel.forget(self)
-        if self.deadline.expires_at is not None:
+        if self._deadline.expires_at is not None:
             _watchdog.forget()
 
 

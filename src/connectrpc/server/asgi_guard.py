@@ -1,0 +1,146 @@
+"""What ends an ASGI call early: its deadline, or a client that went away.
+
+A call runs in the server's own task. Either reason comes as a cancellation of that task, told from anybody else's by
+``Guard``. It begins to watch when the handler first waits, so a handler that never does pays nothing for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Any
+
+from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.server.asgi_request import ClientGoneError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Generator
+
+    from connectrpc.deadline import Deadline
+    from connectrpc.server.asgi_request import RequestBody
+
+__all__ = ["Guard"]
+
+# Most handlers that wait do so for a few milliseconds. A timer that is taken back costs a tenth of a task that is.
+_WATCH_CLIENT_AFTER_SECONDS = 0.01
+
+_NOT_BEGUN = object()
+"""Not None: that is what bare yields give, such as those of ``asyncio.sleep(0)``."""
+
+
+class Guard:
+    """Cancels the server's task when the call's deadline passes or its client leaves.
+
+    Args:
+        deadline: the call's.
+        body: the body of its request, which tells that the client leaves.
+
+    Attributes:
+        reason: what has ended the call, or None.
+    """
+
+    __slots__ = ("_body", "_client_timer", "_deadline", "_deadline_timer", "_stopped", "_task", "reason")
+
+    def __init__(self, deadline: Deadline, body: RequestBody) -> None:
+        self._deadline = deadline
+        self._body = body
+        self._stopped = False
+        self._task: asyncio.Task[Any] | None = None
+        self._deadline_timer: asyncio.TimerHandle | None = None
+        self._client_timer: asyncio.TimerHandle | None = None
+        self.reason: ConnectError | None = None
+
+    async def run(self, awaitable: Awaitable[Any]) -> Any:
+        """What ``awaitable`` gives. Everything is awaited in here, until ``stop``.
+
+        Raises:
+            ConnectError: ``deadline_exceeded``: the deadline has passed meanwhile.
+            ClientGoneError: the client has left meanwhile.
+        """
+        return await self.go_on(awaitable.__await__(), _NOT_BEGUN)
+
+    async def go_on(self, steps: Generator[Any, Any, Any], pending: Any) -> Any:
+        """``run``, for something that has been begun.
+
+        Args:
+            steps: what its ``__await__`` gave.
+            pending: what that waits for.
+        """
+        try:
+            result = await _Watched(steps, pending, self)
+        except (Exception, asyncio.CancelledError) as error:
+            reason = self.reason
+            if reason is None or (self._take_back() and isinstance(error, asyncio.CancelledError)):
+                raise
+            raise reason from None
+        if self.reason is not None:  # a handler must not go on, whatever it caught
+            self._take_back()
+            raise self.reason
+        if self._body.gone:
+            raise ClientGoneError
+        return result
+
+    def watch(self) -> None:
+        """Begin to watch: something is being waited for."""
+        if self._task is None:
+            self._task = asyncio.current_task()
+            loop = asyncio.get_running_loop()
+            left = self._deadline.remaining()
+            if left is not None:
+                self._deadline_timer = loop.call_later(left, self._expire)
+            self._client_timer = loop.call_later(_WATCH_CLIENT_AFTER_SECONDS, self._body.watch, self._leave)
+
+    def stop(self) -> None:
+        """Watch no longer: what is still to be done is done in any case."""
+        self._stopped = True
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+        if self._client_timer is not None:
+            self._client_timer.cancel()
+        self._body.stop_watching()
+
+    def _expire(self) -> None:
+        self._fire(ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed"))
+
+    def _leave(self) -> None:
+        if asyncio.current_task() is not self._task:  # which would learn of it where it reads
+            self._fire(ClientGoneError())
+
+    def _fire(self, reason: ConnectError) -> None:
+        if self.reason is None and self._task is not None and not self._stopped:
+            self.reason = reason
+            self._task.cancel()
+
+    def _take_back(self) -> bool:
+        """Take our cancellation of the task back; whether somebody else has cancelled it too."""
+        if sys.version_info >= (3, 11):
+            assert self._task is not None
+            return self._task.uncancel() > 0
+        return False
+
+
+class _Watched:
+    """Awaits something, and has the guard watch only if that has to wait."""
+
+    __slots__ = ("_guard", "_pending", "_steps")
+
+    def __init__(self, steps: Generator[Any, Any, Any], pending: Any, guard: Guard) -> None:
+        self._steps: Any = steps
+        self._pending = pending
+        self._guard = guard
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        steps, pending, guard = self._steps, self._pending, self._guard
+        try:
+            if pending is _NOT_BEGUN:
+                pending = next(steps)
+            while True:
+                guard.watch()
+                try:
+                    sent = yield pending
+                except BaseException as error:
+                    pending = steps.throw(error)
+                else:
+                    pending = steps.send(sent)
+        except StopIteration as done:
+            return done.value

@@ -1,0 +1,272 @@
+"""What ASGI gives of a request: its head, its body, and the news that the client has left."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import time
+from typing import TYPE_CHECKING, Any
+
+from multidict import CIMultiDict
+
+from connectrpc._aio import timeout
+from connectrpc._core.http import RequestHead, Response
+from connectrpc._core.negotiate import plain_response
+from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.server.handlers import DRAIN_IDLE_SECONDS, DRAIN_MAX_BYTES, DRAIN_MAX_SECONDS, logger
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    Scope = dict[str, Any]
+    Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+__all__ = ["ClientGoneError", "Head", "RequestBody", "body_of", "path_of"]
+
+_READ_AHEAD_MAX_BYTES = 64 * 1024
+
+
+class ClientGoneError(ConnectError):
+    """The client has closed the connection, or its part of it."""
+
+    def __init__(self) -> None:
+        super().__init__(ConnectErrorCode.CANCELED, "the client has left")
+
+
+def path_of(scope: Scope) -> str:
+    """The path below where the app is mounted."""
+    path: str = scope["path"]
+    given = scope.get("root_path")
+    if given:
+        # Servers differ in whether `path` holds `root_path`, and some put them together as they are, slashes and all.
+        for root in (given, given.rstrip("/")):
+            if path.startswith(root) and path[len(root) : len(root) + 1] == "/":
+                return path[len(root) :]
+    return path
+
+
+class Head(RequestHead):
+    """The head of a request, from its scope."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self.http_method = scope["method"]
+        self.path = path_of(scope)
+        self.query = scope["query_string"].decode("latin-1")
+        fields: dict[bytes, str | None] = dict.fromkeys(_FIELDS)
+        for name, value in scope["headers"]:
+            if name in fields:
+                text, before = _text(value), fields[name]
+                # RFC 9110 section 5.3: what is repeated is one list.
+                fields[name] = text if before is None else f"{before}, {text}"
+        self.content_type = fields[b"content-type"]
+        self.content_encoding = fields[b"content-encoding"]
+        self.accept_encoding = fields[b"accept-encoding"]
+        self.connect_protocol_version = fields[b"connect-protocol-version"]
+        self.connect_timeout_ms = fields[b"connect-timeout-ms"]
+        self.connect_content_encoding = fields[b"connect-content-encoding"]
+        self.connect_accept_encoding = fields[b"connect-accept-encoding"]
+
+    def read_headers(self) -> CIMultiDict[str]:
+        return CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in self._scope["headers"])
+
+    def peer_address(self) -> str:
+        client = self._scope.get("client")
+        if not client:
+            return ""
+        host, port = client[0], client[1]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _text(value: bytes) -> str:
+    # RFC 9110 section 5.5: white space around it is no part of a value. Not all servers take it away.
+    return value.strip(b" \t").decode("latin-1")
+
+
+_FIELDS = (
+    b"content-type",
+    b"content-encoding",
+    b"accept-encoding",
+    b"connect-protocol-version",
+    b"connect-timeout-ms",
+    b"connect-content-encoding",
+    b"connect-accept-encoding",
+)
+
+
+def body_of(scope: Scope, receive: Receive, received: dict[str, Any] | None = None) -> RequestBody | Response:
+    """The body of a request, or the answer to one whose body cannot be read.
+
+    Args:
+        scope: the request's.
+        receive: gives its events.
+        received: an event that was received already.
+    """
+    length = None
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            length = value.strip(b" \t")
+            if not length.isdigit():
+                return plain_response(400, "Bad Request", [])
+    # Some servers' receive() never returns when the end came with the head.
+    ended = scope["method"] in ("GET", "HEAD") if length is None else not length.strip(b"0")
+    http_1 = scope.get("http_version", "1.1").startswith("1")
+    return RequestBody(receive, ended=ended, http_1=http_1, received=received)
+
+
+class RequestBody:
+    """The body of a request, and the news that the client has left.
+
+    While something else is waited for, a task reads ahead, within bounds: that is how ASGI tells that a client leaves.
+
+    Args:
+        receive: gives the request's events.
+        ended: whether there is none.
+        http_1: whether the connection serves one request after the other.
+        received: an event that was received already.
+
+    Attributes:
+        ended: whether all of it has been given out.
+        gone: whether the client has left.
+        http_1: as given.
+    """
+
+    __slots__ = (
+        "_ahead",
+        "_ahead_bytes",
+        "_changed",
+        "_on_leave",
+        "_reader",
+        "_receive",
+        "_receiving",
+        "ended",
+        "gone",
+        "http_1",
+    )
+
+    def __init__(
+        self, receive: Receive, *, ended: bool, http_1: bool = True, received: dict[str, Any] | None = None
+    ) -> None:
+        self._receive = receive
+        self._receiving = False
+        self._reader: asyncio.Task[None] | None = None
+        self._changed: asyncio.Event | None = None
+        self._ahead: collections.deque[dict[str, Any]] | None = None
+        self._ahead_bytes = 0
+        self._on_leave: Callable[[], None] | None = None
+        self.gone = False
+        self.ended = ended
+        self.http_1 = http_1
+        if received is not None and self._notice(received):
+            self._ahead = collections.deque([received])
+            self._ahead_bytes = len(received.get("body", b""))
+
+    async def read(self) -> bytes:
+        """The next bytes as soon as there are any; none at the end.
+
+        Raises:
+            ClientGoneError: the client left before the end.
+        """
+        while not self.ended:
+            event = await self._next()
+            if self.gone:
+                raise ClientGoneError
+            self.ended = not event.get("more_body", False)
+            chunk: bytes = event.get("body", b"")
+            if chunk:
+                return chunk
+        return b""
+
+    async def _next(self) -> dict[str, Any]:
+        while not self._ahead and self._reader is not None and not self.gone:
+            await self._change()
+        if not self._ahead:
+            self._receiving = True
+            try:
+                return {} if self.gone else await self._event()
+            finally:
+                self._receiving = False
+                self._read_ahead_if_watched()
+        event = self._ahead.popleft()
+        self._ahead_bytes -= len(event.get("body", b""))
+        if self._changed is not None:
+            self._changed.set()
+        return event
+
+    async def _event(self) -> dict[str, Any]:
+        try:
+            event = await self._receive()
+        except Exception:  # servers differ in how they say that a client has left
+            event = {"type": "http.disconnect"}
+        self._notice(event)
+        return event
+
+    def _notice(self, event: dict[str, Any]) -> bool:
+        """Whether an event says something else than that the client has left."""
+        if event["type"] == "http.disconnect":
+            self.gone = True
+            if self._on_leave is not None:
+                self._on_leave()
+        return not self.gone
+
+    async def _change(self) -> None:
+        assert self._changed is not None
+        self._changed.clear()
+        await self._changed.wait()
+
+    def watch(self, on_leave: Callable[[], None]) -> None:
+        """Have ``on_leave`` called when the client leaves. While nobody else receives events, a task does."""
+        self._on_leave = on_leave
+        if self.gone:
+            on_leave()
+        self._read_ahead_if_watched()
+
+    def _read_ahead_if_watched(self) -> None:
+        if self._on_leave is not None and self._reader is None and not self._receiving and not self.gone:
+            self._ahead = self._ahead or collections.deque()
+            self._changed = asyncio.Event()
+            self._reader = asyncio.ensure_future(self._read_ahead(self._ahead, self._changed))
+
+    def stop_watching(self) -> None:
+        """End what ``watch`` began. What was read ahead is still given out."""
+        self._on_leave = None
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
+
+    async def _read_ahead(self, ahead: collections.deque[dict[str, Any]], changed: asyncio.Event) -> None:
+        complete = self.ended
+        while True:
+            event = await self._event()
+            if self.gone:
+                changed.set()
+                return
+            if complete:
+                # A server that gives empty events for ever, without waiting, must not take the loop for itself.
+                await asyncio.sleep(0.05)
+                continue
+            complete = not event.get("more_body", False)
+            ahead.append(event)
+            self._ahead_bytes += len(event.get("body", b""))
+            changed.set()
+            while self._ahead_bytes > _READ_AHEAD_MAX_BYTES:
+                await self._change()
+
+    async def drain(self) -> bool:
+        """Read what is left, within bounds, and throw it away. Whether that was all."""
+        if self.ended:
+            return True
+        drained, until = 0, time.monotonic() + DRAIN_MAX_SECONDS
+        try:
+            while drained <= DRAIN_MAX_BYTES and time.monotonic() < until:
+                async with timeout(DRAIN_IDLE_SECONDS):
+                    chunk = await self.read()
+                if not chunk:
+                    return True
+                drained += len(chunk)
+        except asyncio.TimeoutError:
+            pass
+        logger.info("gave up reading a request that had its answer already")
+        return False

@@ -1,0 +1,425 @@
+"""Synchronous implementations in threads, under both kinds of application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import time
+import types
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.server import InThreads, ServerStream, asgi_service, wsgi_service
+from harness import (
+    BIDI,
+    CLIENT,
+    DISCONNECT,
+    PROTO,
+    SERVER,
+    SERVICE,
+    STREAM_PROTO,
+    UNARY,
+    Answer,
+    Connection,
+    Starter,
+    ask,
+    asked,
+    call_asgi,
+    call_wsgi,
+    environ,
+    exchange,
+    part,
+    reply,
+    scope,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from harness import Event
+
+ALL = [UNARY, SERVER, CLIENT, BIDI]
+EVERY = pytest.mark.parametrize("method", ALL, ids=lambda method: method.name)
+BOTH = pytest.mark.parametrize("kind", ["wsgi", "asgi"])
+PATIENCE = 5.0
+VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+
+
+def body_of(method: Any, *names: str) -> bytes:
+    given = [ask(name) for name in names or ("a",)]
+    return given[0].SerializeToString() if method is UNARY else asked(*given)
+
+
+def type_of(method: Any) -> str:
+    return PROTO if method is UNARY else STREAM_PROTO
+
+
+def in_threads(handler: Callable[[Any], Any], **options: Any) -> InThreads[Any]:
+    given = types.SimpleNamespace(unary=handler, pure=handler, server=handler, client=handler, bidi=handler)
+    return InThreads(given, **options)
+
+
+def answer_of(
+    kind: str, threads: InThreads[Any], method: Any, body: bytes | None = None, timeout_ms: int | None = None
+) -> Answer:
+    headers = {} if timeout_ms is None else {"connect-timeout-ms": str(timeout_ms)}
+    body = body_of(method) if body is None else body
+    if kind == "wsgi":
+        return call_wsgi(wsgi_service(SERVICE, threads), environ(method.path, body, type_of(method), headers))
+    return call_asgi(asgi_service(SERVICE, threads), scope(method.path, type_of(method), headers.items()), body)
+
+
+def code_in(answer: Answer) -> str:
+    return answer.failure() if answer.media_type == STREAM_PROTO else answer.code()
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.005)
+
+
+def work(request: Any) -> Iterator[str]:
+    """The names in a request, as they come."""
+    if hasattr(request, "msg"):
+        yield request.msg.name
+    else:
+        for message in request:
+            yield message.name
+
+
+@BOTH
+@EVERY
+def test_a_call_has_one_thread(method: Any, kind: str) -> None:
+    """From its beginning to the ``finally`` of its generator, and it is not the server's."""
+    local = threading.local()
+    seen: list[Any] = []
+
+    def handler(request: Any) -> Any:
+        return stream(request) if method.kind.server_streams else answer(request)
+
+    def answer(request: Any) -> Any:
+        local.mine = "mine"
+        seen.append(threading.current_thread())
+        names = list(work(request))
+        assert local.mine == "mine"
+        return reply(",".join(names))
+
+    def stream(request: Any) -> Any:
+        local.mine = "mine"
+        seen.append(threading.current_thread())
+        try:
+            for name in work(request):
+                assert local.mine == "mine"
+                yield reply(name)
+        finally:
+            assert local.mine == "mine"
+            seen.append(threading.current_thread())
+
+    names = ("a", "b") if method.kind.client_streams else ("a",)
+    found = answer_of(kind, in_threads(handler), method, body_of(method, *names))
+    if method is UNARY:
+        assert found.message() == reply("a")
+    else:
+        assert found.stream() == (list(names) if method.kind.server_streams else [",".join(names)], {})
+    assert len(set(seen)) == 1
+    assert seen[0] is not threading.current_thread()
+    assert seen[0].name.startswith("connectrpc-handler")
+
+
+@BOTH
+@EVERY
+def test_context_variables_come_along(method: Any, kind: str) -> None:
+    def handler(request: Any) -> Any:
+        if not method.kind.server_streams:
+            return reply(VARIABLE.get())
+        return (reply(VARIABLE.get()) for _ in range(1))
+
+    def outside() -> Answer:
+        VARIABLE.set("outside")
+        return answer_of(kind, in_threads(handler), method)
+
+    found = contextvars.copy_context().run(outside)
+    assert [found.message().file_name] if method is UNARY else found.stream()[0] == ["outside"]
+
+
+@BOTH
+@EVERY
+def test_the_answer_goes_out_at_the_deadline(method: Any, kind: str) -> None:
+    """Whatever the thread is doing; what it gives later goes nowhere."""
+    free, ended = threading.Event(), threading.Event()
+
+    def handler(request: Any) -> Any:
+        return stream() if method.kind.server_streams else answer()
+
+    def answer() -> Any:
+        free.wait(PATIENCE)
+        ended.set()
+        return reply("late")
+
+    def stream() -> Any:
+        try:
+            yield reply("first")
+            free.wait(PATIENCE)
+            yield reply("late")
+            yield reply("never")
+        finally:
+            ended.set()
+
+    started = time.monotonic()
+    try:
+        found = answer_of(kind, in_threads(handler), method, timeout_ms=600)
+        assert time.monotonic() - started < PATIENCE - 1
+        assert code_in(found) == "deadline_exceeded"
+        assert b"late" not in found.body
+        if method.kind.server_streams:
+            assert found.stream()[0] == ["first"]
+    finally:
+        free.set()
+    assert ended.wait(PATIENCE), "the generator is cleaned up all the same"
+
+
+@BOTH
+def test_calls_wait_for_their_turn(kind: str) -> None:
+    """Until their deadline, and then their handlers are not called any more."""
+    free, begun = threading.Event(), threading.Event()
+    called: list[str] = []
+
+    def handler(request: Any) -> Any:
+        called.append(request.msg.name)
+        begun.set()
+        free.wait(PATIENCE)
+        return reply(request.msg.name)
+
+    threads = in_threads(handler, max_threads=1)
+    answers: list[Answer] = []
+    first = threading.Thread(target=lambda: answers.append(answer_of(kind, threads, UNARY, body_of(UNARY, "first"))))
+    first.start()
+    try:
+        assert begun.wait(PATIENCE)
+        second = answer_of(kind, threads, UNARY, body_of(UNARY, "second"), timeout_ms=150)
+        assert second.code() == "deadline_exceeded"
+    finally:
+        free.set()
+        first.join(PATIENCE)
+    assert answers[0].message() == reply("first")
+    assert answer_of(kind, threads, UNARY, body_of(UNARY, "third")).message() == reply("third")
+    assert called == ["first", "third"]
+
+
+@BOTH
+def test_a_stream_that_ends_gives_its_thread_back(kind: str) -> None:
+    """However it ends."""
+
+    def handler(request: Any) -> Any:
+        def messages() -> Any:
+            yield reply("a")
+            if request.msg.name == "raise":
+                raise RuntimeError("secret")
+            if request.msg.name == "error":
+                yield ConnectError(ConnectErrorCode.ABORTED)
+            yield reply("b")
+
+        if request.msg.name == "fail":
+            raise ConnectError(ConnectErrorCode.ABORTED)
+        if request.msg.name == "bad headers":
+            return ServerStream(messages(), {"connect-x": "1"})
+        return messages()
+
+    threads = in_threads(handler, max_threads=1)
+    for name in ("fail", "error", "raise", "bad headers", "none") * 2:
+        found = answer_of(kind, threads, SERVER, body_of(SERVER, name), timeout_ms=20_000)
+        assert ("error" in found.stream()[1]) is (name != "none")
+
+
+@pytest.mark.parametrize("reads", [0, 1, 2])
+def test_a_wsgi_server_that_closes_early(reads: int) -> None:
+    """As it does when the client has left: the generator's ``finally`` runs, in its thread."""
+    ended: list[threading.Thread] = []
+
+    def handler(request: Any) -> Any:
+        try:
+            while True:
+                yield reply("a")
+        finally:
+            ended.append(threading.current_thread())
+
+    threads = in_threads(handler, max_threads=1)
+    parts: Any = wsgi_service(SERVICE, threads)(environ(SERVER.path, body_of(SERVER), STREAM_PROTO), Starter())
+    messages = iter(parts)
+    for _ in range(reads):
+        next(messages)
+    parts.close()
+    if reads > 1:
+        wait_for(lambda: ended)
+        assert ended[0] is not threading.current_thread()
+    # The only thread is free again.
+    quick = in_threads(lambda request: [reply("x")])
+    quick._pools = threads._pools
+    assert answer_of("wsgi", quick, SERVER).stream()[0] == ["x"]
+
+
+@pytest.mark.parametrize("method", [SERVER, BIDI], ids=lambda method: method.name)
+def test_an_asgi_client_that_leaves(method: Any) -> None:
+    """A thread cannot be stopped, but its next message ends it."""
+    ended, free = threading.Event(), threading.Event()
+    given: list[int] = []
+
+    def handler(request: Any) -> Any:
+        try:
+            for number in range(1000):
+                given.append(number)
+                yield reply(str(number))
+                if number == 1:
+                    free.wait(PATIENCE)
+        finally:
+            ended.set()
+
+    app = asgi_service(SERVICE, in_threads(handler))
+    made = scope(method.path, STREAM_PROTO)
+    connection = exchange(app, made, [part(body_of(method)), 0.1, DISCONNECT])
+    assert not connection.complete
+    assert not ended.is_set()
+    free.set()
+    assert ended.wait(PATIENCE)
+    assert len(given) <= 3
+
+
+def test_a_slow_client_holds_the_thread_back() -> None:
+    """It makes the next message when the one before has been taken."""
+    made: list[int] = []
+
+    def handler(request: Any) -> Any:
+        for number in range(5):
+            made.append(number)
+            yield reply(str(number))
+
+    async def main() -> None:
+        free, stuck = asyncio.Event(), asyncio.Event()
+
+        async def on_send(event: Event) -> None:
+            if event.get("more_body") and len(made) == 2:
+                stuck.set()
+                await free.wait()
+
+        connection = Connection([part(body_of(SERVER))], on_send)
+        app = asgi_service(SERVICE, in_threads(handler))
+        task = asyncio.ensure_future(app(scope(SERVER.path, STREAM_PROTO), connection.receive, connection.send))
+        await asyncio.wait_for(stuck.wait(), PATIENCE)
+        await asyncio.sleep(0.1)
+        assert made == [0, 1]
+        free.set()
+        await asyncio.wait_for(task, PATIENCE)
+        assert connection.answer().stream()[0] == list("01234")
+
+    asyncio.run(main())
+
+
+def test_the_loop_is_free_while_a_handler_blocks() -> None:
+    """That is what threads are for."""
+    free = threading.Event()
+
+    def handler(request: Any) -> Any:
+        assert free.wait(PATIENCE), "nobody else ran"
+        return reply("done")
+
+    async def main() -> None:
+        connection = Connection([part()])
+        app = asgi_service(SERVICE, in_threads(handler))
+        task = asyncio.ensure_future(app(scope(UNARY.path), connection.receive, connection.send))
+        await asyncio.sleep(0.02)
+        free.set()
+        await asyncio.wait_for(task, PATIENCE)
+        assert connection.answer().message() == reply("done")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)
+def test_messages_come_as_they_are_wanted(method: Any) -> None:
+    """A handler that reads slowly reads no further ahead than any other."""
+    names: list[str] = []
+
+    def handler(request: Any) -> Any:
+        for message in request:
+            names.append(message.name)
+            if len(names) == 2:
+                break
+        return [reply(",".join(names))] if method.kind.server_streams else reply(",".join(names))
+
+    message = asked(ask("a"))
+    connection = exchange(
+        asgi_service(SERVICE, in_threads(handler)),
+        scope(method.path, STREAM_PROTO),
+        [part(message, True), 0.05, part(message, True), 0.05, part(b"\xff" * 20)],
+    )
+    assert connection.answer().stream() == (["a,a"], {})
+
+
+@BOTH
+@EVERY
+def test_what_is_raised_late_is_logged(method: Any, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """There is nobody to tell any more but the operator."""
+    free = threading.Event()
+
+    def handler(request: Any) -> Any:
+        free.wait(PATIENCE)
+        raise RuntimeError("too late")
+
+    try:
+        found = answer_of(kind, in_threads(handler), method, timeout_ms=100)
+        assert code_in(found) == "deadline_exceeded"
+    finally:
+        free.set()
+    wait_for(lambda: "too late" in caplog.text)
+
+
+@BOTH
+def test_many_calls_at_a_time(kind: str) -> None:
+    """Every caller gets its own answer."""
+
+    def handler(request: Any) -> Any:
+        for name in work(request):
+            yield reply(name)
+
+    threads = in_threads(handler, max_threads=4)
+    wrong: list[Any] = []
+
+    def caller(number: int) -> None:
+        for count in range(10):
+            names = [f"{number}.{count}.{index}" for index in range(3)]
+            found = answer_of(kind, threads, BIDI, body_of(BIDI, *names)).stream()
+            if found != (names, {}):
+                wrong.append(found)
+
+    callers = [threading.Thread(target=caller, args=(number,)) for number in range(8)]
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join(20)
+    assert wrong == []
+
+
+def test_what_makes_no_sense() -> None:
+    class Asynchronous:
+        async def unary(self, request: Any) -> Any: ...
+
+    for number in (0, -1):
+        with pytest.raises(ValueError, match="max_threads"):
+            InThreads(object(), max_threads=number)
+    for make in (wsgi_service, asgi_service):
+        with pytest.raises(TypeError, match="async"):
+            make(SERVICE, InThreads(Asynchronous()))
+        with pytest.raises(TypeError, match="is a class"):
+            make(SERVICE, InThreads(Asynchronous))
+    assert "Asynchronous" in repr(InThreads(Asynchronous()))
+
+
+@BOTH
+def test_methods_that_are_missing(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert code_in(answer_of(kind, InThreads(object()), UNARY)) == "unimplemented"
+    assert "object has no unary()" in caplog.text
