@@ -35,6 +35,12 @@ def sync_ours(port: int) -> SyncCall:
     return bench_pb2_connect.BenchServiceClient(f"http://127.0.0.1:{port}").greet
 
 
+def sync_empty_list(port: int) -> SyncCall:
+    import bench_pb2_connect
+
+    return bench_pb2_connect.BenchServiceClient(f"http://127.0.0.1:{port}", interceptors=[]).greet
+
+
 def sync_floor(port: int) -> SyncCall:
     import urllib3
 
@@ -55,6 +61,12 @@ async def async_ours(port: int) -> AsyncCall:
     return bench_pb2_connect.AsyncBenchServiceClient(f"http://127.0.0.1:{port}").greet
 
 
+async def async_empty_list(port: int) -> AsyncCall:
+    import bench_pb2_connect
+
+    return bench_pb2_connect.AsyncBenchServiceClient(f"http://127.0.0.1:{port}", interceptors=[]).greet
+
+
 async def async_floor(port: int) -> AsyncCall:
     import aiohttp
 
@@ -69,6 +81,10 @@ async def async_floor(port: int) -> AsyncCall:
         return bench_pb2.GreetResponse.FromString(body)
 
     return call
+
+
+SYNC = {"ours": sync_ours, "floor": sync_floor, "empty-list": sync_empty_list}
+ASYNC = {"ours": async_ours, "floor": async_floor, "empty-list": async_empty_list}
 
 
 def sync_task(call: SyncCall) -> Callable[[float], workers.Sample]:
@@ -119,12 +135,12 @@ def main() -> None:
     tasks: dict[str, Callable[[float], workers.Sample]] = {}
     if colour == "sync":
         for index, side in enumerate(sides):
-            tasks[str(index)] = sync_task(sync_ours(port) if side == "ours" else sync_floor(port))
+            tasks[str(index)] = sync_task(SYNC[side](port))
     else:
         loop = asyncio.new_event_loop()
         for index, side in enumerate(sides):
-            opened = async_ours(port) if side == "ours" else async_floor(port)
-            tasks[str(index)] = async_task(loop, loop.run_until_complete(opened), concurrency)
+            call = loop.run_until_complete(ASYNC[side](port))
+            tasks[str(index)] = async_task(loop, call, concurrency)
     workers.serve(tasks)
 
 

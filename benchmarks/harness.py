@@ -14,15 +14,34 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import workers
 from generate import GEN, HERE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
-__all__ = ["Ratio", "Result", "Row", "Side", "Slice", "client_row", "import_row", "measure", "server_row"]
+__all__ = [
+    "Ratio",
+    "Result",
+    "Row",
+    "Side",
+    "Slice",
+    "Stage",
+    "client_row",
+    "client_stream_row",
+    "import_row",
+    "measure",
+    "server",
+    "server_row",
+    "server_stream_row",
+    "start",
+    "tree",
+]
+
+
+T = TypeVar("T")
 
 
 # ---- what a row is
@@ -32,6 +51,7 @@ class Slice(NamedTuple):
     """What happened in one slice of time."""
 
     calls: int
+    """How often the work was done: calls, or the messages of streams."""
     wall: float
     """Seconds on the wall clock."""
     cpu: float
@@ -53,16 +73,22 @@ class Row:
     Attributes:
         key: names the row on the command line.
         title: names it in the table.
-        target: what the ratio ought to be at least, or at most where `is_cost`.
-        open: starts both sides, named by the second argument ("ours" or "floor"), on a stack that stops them.
+        target: what the ratio ought to be at least, or at most where `is_cost`; None where nothing is promised.
+        open: starts both sides, named by the second argument ("ours" or "floor"), on a stage that stops them.
         is_cost: the ratio is of times and not of rates: less is better.
+        every: measured in one round of so many.
+        unit_bytes: the size of a message, where bytes per second are to be printed.
+        floor_is_ours: both sides run our code, so that it is needed for measuring the floors against themselves too.
     """
 
     key: str
     title: str
-    target: float
-    open: Callable[[contextlib.ExitStack, Sequence[str]], Sequence[Side]]
+    target: float | None
+    open: Callable[[Stage, Sequence[str]], Sequence[Side]]
     is_cost: bool = False
+    every: int = 1
+    unit_bytes: int | None = None
+    floor_is_ours: bool = False
 
 
 class Ratio(NamedTuple):
@@ -114,6 +140,8 @@ class Result:
         Processor time decides, being the steadier of the two. The wall clock may object when it is sure: it is what
         would show a runtime that waits.
         """
+        if self.row.target is None:
+            return True
         rate, cpu = self.rate(), self.cpu()
         if self.row.is_cost:
             return round(cpu.median, 2) <= self.row.target and rate.median - rate.error <= self.row.target
@@ -128,21 +156,27 @@ def measure(
     Args:
         rows: what to measure.
         seconds: the length of a slice.
-        pairs: how many slices of each side of each row.
+        pairs: how many rounds there are, in each of which a row that is measured every time gives one pair of slices.
         sides: the names of the two sides, ("ours", "floor"); the same name twice measures the harness itself.
         progress: told the number of each round of pairs before it begins.
     """
     results = [Result(row) for row in rows]
+    subprocess.run([sys.executable, str(HERE / "compiling.py")], cwd=HERE, env=_environment(), check=True)
     with contextlib.ExitStack() as stack:
-        opened = [row.open(stack, sides) for row in rows]
+        stage = Stage(stack)
+        opened = [row.open(stage, sides) for row in rows]
         for pair in opened:
             for side in pair:
                 side.run(min(seconds, 0.5))  # to warm up: caches, the interpreter's specialised code, connections
         for number in range(pairs):
             progress(number)
-            for result, (ours, floor) in zip(results, opened, strict=True):
+            for place, (result, (ours, floor)) in enumerate(zip(results, opened, strict=True)):
+                # Rows that are not measured in each round take turns. Two pairs are the least that make a ratio.
+                every = min(result.row.every, pairs // 2)
+                if (number + place) % every:
+                    continue
                 # The order turns round each time: a machine that gets steadily slower, or faster, favours neither.
-                if number % 2:
+                if len(result.ours) % 2:
                     result.floor.append(floor.run(seconds))
                     result.ours.append(ours.run(seconds))
                 else:
@@ -167,7 +201,26 @@ def _cores() -> tuple[set[int], set[int]]:
 _MEASURED, _OTHER = _cores()
 
 
-def _start(
+class Stage:
+    """What is running. Rows that can share a process do: it rests while another row is measured.
+
+    Attributes:
+        stack: stops it all.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self.stack = stack
+        self._shared: dict[Hashable, Any] = {}
+
+    def shared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, made once for this key."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        found: T = self._shared[key]
+        return found
+
+
+def start(
     stack: contextlib.ExitStack, command: Sequence[str], cores: set[int], *, talks: bool = False
 ) -> subprocess.Popen[str]:
     """Start a process on these cores; the stack stops it."""
@@ -210,7 +263,7 @@ class _Worker:
 
     def __init__(self, stack: contextlib.ExitStack, script: str, *arguments: object, cores: set[int]) -> None:
         command = [sys.executable, str(HERE / script), *map(str, arguments)]
-        process = _start(stack, command, cores, talks=True)
+        process = start(stack, command, cores, talks=True)
         assert process.stdin is not None
         assert process.stdout is not None
         self._stdin, self._stdout = process.stdin, process.stdout
@@ -238,14 +291,14 @@ def _await_port(process: subprocess.Popen[str], port: int) -> None:
     raise SystemExit(f"{process.args!r} did not start; its last words are above")
 
 
-def _tree(pid: int) -> Iterator[int]:
+def tree(pid: int) -> Iterator[int]:
     """A process and all that descend from it."""
     yield pid
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{thread}/children") as children:
                 for child in children.read().split():
-                    yield from _tree(int(child))
+                    yield from tree(int(child))
 
 
 def _cpu_of(pids: Sequence[int]) -> float:
@@ -258,37 +311,89 @@ def _cpu_of(pids: Sequence[int]) -> float:
 
 
 class _ServerSide:
-    def __init__(self, process: subprocess.Popen[str], load: _Worker) -> None:
-        self._pids = list(_tree(process.pid))
+    def __init__(self, process: subprocess.Popen[str], load: _Worker, task: str = "load") -> None:
+        self._pids = list(tree(process.pid))
         self._load = load
+        self._task = task
 
     def run(self, seconds: float) -> Slice:
         before = _cpu_of(self._pids)
-        sample = self._load.order("load", seconds)
+        sample = self._load.order(self._task, seconds)
         return Slice(sample.calls, sample.wall, _cpu_of(self._pids) - before, sample.cpu)
 
 
+def server(
+    stack: contextlib.ExitStack, command: Callable[[str, int], Sequence[str]], application: str, cores: set[int]
+) -> tuple[subprocess.Popen[str], int]:
+    """A server with this application, and its port."""
+    port = _free_port()
+    process = start(stack, [sys.executable, *command(application, port)], cores)
+    _await_port(process, port)
+    return process, port
+
+
+def _rehearse(stage: Stage, command: Callable[[str, int], Sequence[str]], application: str) -> None:
+    """Have a server of this kind run once before those that are measured, so that these find its modules compiled."""
+
+    def begin_and_stop() -> None:
+        with contextlib.ExitStack() as stack:
+            server(stack, command, application, _OTHER)
+
+    stage.shared(("rehearsal", command), begin_and_stop)
+
+
 def server_row(
-    command: Callable[[str, int], Sequence[str]], application: str, *, connections: int, one_core: bool = True
-) -> Callable[[contextlib.ExitStack, Sequence[str]], list[Side]]:
+    command: Callable[[str, int], Sequence[str]],
+    application: str | Mapping[str, str],
+    *,
+    connections: int,
+    one_core: bool = True,
+) -> Callable[[Stage, Sequence[str]], list[Side]]:
     """Two servers, each with an application, under load.
 
     Args:
         command: makes the arguments for the interpreter of an application ("module:name") and a port.
-        application: with "{}" where the side's name goes.
+        application: by the side's name, or with "{}" where the side's name goes.
         connections: how many requests are in flight.
         one_core: keep the server to one core. Otherwise it has all of them, and the load generator takes its share of
             one: then processor time alone is to be compared.
     """
     cores = _MEASURED if one_core else _MEASURED | _OTHER
 
-    def open_sides(stack: contextlib.ExitStack, names: Sequence[str]) -> list[Side]:
+    def open_sides(stage: Stage, names: Sequence[str]) -> list[Side]:
         sides: list[Side] = []
         for name in names:
-            port = _free_port()
-            process = _start(stack, [sys.executable, *command(application.format(name), port)], cores)
-            _await_port(process, port)
-            sides.append(_ServerSide(process, _Worker(stack, "load.py", port, connections, cores=_OTHER)))
+            served = application.format(name) if isinstance(application, str) else application[name]
+            _rehearse(stage, command, served)
+            process, port = server(stage.stack, command, served, cores)
+            sides.append(_ServerSide(process, _Worker(stage.stack, "load.py", port, connections, cores=_OTHER)))
+        return sides
+
+    return open_sides
+
+
+def server_stream_row(
+    command: Callable[[str, int], Sequence[str]], application: str, task: str
+) -> Callable[[Stage, Sequence[str]], list[Side]]:
+    """Two servers, each with an application, under streams, one at a time. All rows of a command share them.
+
+    Args:
+        command: makes the arguments for the interpreter of an application ("module:name") and a port.
+        application: with "{}" where the side's name goes.
+        task: of `load_streams`.
+    """
+
+    def open_side(stage: Stage, name: str) -> tuple[subprocess.Popen[str], _Worker]:
+        _rehearse(stage, command, application.format(name))
+        process, port = server(stage.stack, command, application.format(name), _MEASURED)
+        return process, _Worker(stage.stack, "load_streams.py", port, cores=_OTHER)
+
+    def open_sides(stage: Stage, names: Sequence[str]) -> list[Side]:
+        sides: list[Side] = []
+        for index, name in enumerate(names):
+            key = ("server", command, application, index)
+            process, load = stage.shared(key, lambda name=name: open_side(stage, name))  # type: ignore[misc]
+            sides.append(_ServerSide(process, load, task))
         return sides
 
     return open_sides
@@ -309,20 +414,51 @@ class _ClientSide:
         return Slice(sample.calls, sample.wall, sample.cpu, _cpu_of([self._responder.pid]) - before)
 
 
-def client_row(colour: str, *, concurrency: int = 1) -> Callable[[contextlib.ExitStack, Sequence[str]], list[Side]]:
+def _responder(stage: Stage, script: str) -> tuple[subprocess.Popen[str], int]:
+    def begin() -> tuple[subprocess.Popen[str], int]:
+        port = _free_port()
+        process = start(stage.stack, [sys.executable, str(HERE / script), str(port)], _OTHER)
+        _await_port(process, port)
+        return process, port
+
+    return stage.shared(script, begin)
+
+
+def client_row(
+    colour: str, *, concurrency: int = 1, clients: Mapping[str, str] | None = None
+) -> Callable[[Stage, Sequence[str]], list[Side]]:
     """Two clients in one process, which makes them more alike than two processes are, against `responder`.
 
     Args:
         colour: "sync" or "async".
         concurrency: how many calls are in flight.
+        clients: which of those in `clients` the sides are, where they are not named like these.
     """
 
-    def open_sides(stack: contextlib.ExitStack, names: Sequence[str]) -> list[Side]:
-        port = _free_port()
-        responder = _start(stack, [sys.executable, str(HERE / "responder.py"), str(port)], _OTHER)
-        _await_port(responder, port)
-        worker = _Worker(stack, "clients.py", colour, port, concurrency, *names, cores=_MEASURED)
+    def open_sides(stage: Stage, names: Sequence[str]) -> list[Side]:
+        responder, port = _responder(stage, "responder.py")
+        chosen = [name if clients is None else clients[name] for name in names]
+        worker = _Worker(stage.stack, "clients.py", colour, port, concurrency, *chosen, cores=_MEASURED)
         return [_ClientSide(worker, str(index), responder) for index in range(len(names))]
+
+    return open_sides
+
+
+def client_stream_row(colour: str, task: str) -> Callable[[Stage, Sequence[str]], list[Side]]:
+    """Two clients in one process with streams, one at a time, against `stream_responder`. Rows of a colour share it.
+
+    Args:
+        colour: "sync" or "async".
+        task: of `stream_clients`, without the side's number.
+    """
+
+    def open_sides(stage: Stage, names: Sequence[str]) -> list[Side]:
+        responder, port = _responder(stage, "stream_responder.py")
+        worker = stage.shared(
+            ("stream_clients", colour),
+            lambda: _Worker(stage.stack, "stream_clients.py", colour, port, *names, cores=_MEASURED),
+        )
+        return [_ClientSide(worker, f"{task}-{index}", responder) for index in range(len(names))]
 
     return open_sides
 
@@ -340,7 +476,7 @@ class _ImportSide:
         while time.perf_counter() < end or not calls:
             with contextlib.ExitStack() as stack:
                 command = [sys.executable, str(HERE / "importing.py"), self._module]
-                process = _start(stack, command, _MEASURED, talks=True)
+                process = start(stack, command, _MEASURED, talks=True)
                 words = process.communicate()[0].split()
             if process.returncode:
                 raise SystemExit(f"{self._module} cannot be imported; why is above")
@@ -350,11 +486,11 @@ class _ImportSide:
         return Slice(calls, wall, cpu, 0.0)
 
 
-def import_row(ours: str, floor: str) -> Callable[[contextlib.ExitStack, Sequence[str]], list[Side]]:
+def import_row(ours: str, floor: str) -> Callable[[Stage, Sequence[str]], list[Side]]:
     """The import of one module against that of another, each time in a fresh interpreter."""
     modules = {"ours": ours, "floor": floor}
 
-    def open_sides(stack: contextlib.ExitStack, names: Sequence[str]) -> list[Side]:
+    def open_sides(stage: Stage, names: Sequence[str]) -> list[Side]:
         return [_ImportSide(modules[name]) for name in names]
 
     return open_sides

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import sys
 from pathlib import Path
 
+import memory
 from generate import generate
-from harness import Ratio, Result, Slice, measure
+from harness import Ratio, Result, Row, Slice, measure
 from rows import ROWS
 
 __all__: list[str] = []
@@ -25,6 +27,25 @@ def _microseconds(slices: list[Slice]) -> str:
     return f"{sum(s.cpu for s in slices) / sum(s.calls for s in slices) * 1e6:,.1f}"
 
 
+def _per_second(result: Result) -> str:
+    rate = sum(s.calls for s in result.ours) / sum(s.wall for s in result.ours)
+    if result.row.unit_bytes is None:
+        return f"{rate:,.0f}"
+    return f"{rate * result.row.unit_bytes / 2**20:,.0f} MiB"
+
+
+def _target(row: Row) -> str:
+    if row.target is None:
+        return ""
+    return f"{'<=' if row.is_cost else '>='} {row.target:.2f}"
+
+
+def _met(result: Result) -> str:
+    if result.row.target is None:
+        return ""
+    return "yes" if result.reaches_target() else "NO"
+
+
 def _share(slices: list[Slice], seconds: float) -> str:
     return f"{seconds / sum(s.wall for s in slices):.0%}"
 
@@ -36,9 +57,10 @@ def _line(result: Result) -> list[str]:
         _microseconds(result.ours),
         _microseconds(result.floor),
         _ratio(result.cpu()),
-        f"{'<=' if row.is_cost else '>='} {row.target:.2f}",
-        "yes" if result.reaches_target() else "NO",
+        _target(row),
+        _met(result),
         _ratio(result.rate()),
+        _per_second(result),
         _share(slices, sum(s.cpu for s in slices)),
         _share(slices, sum(s.other for s in slices)),
     ]
@@ -57,6 +79,7 @@ def _table(results: list[Result]) -> str:
         "target",
         "met",
         "ratio by wall clock",
+        "ours per s",
         "busy",
         "other side",
     ]
@@ -70,34 +93,47 @@ def _table(results: list[Result]) -> str:
 
 
 def main() -> int:
-    keys = [row.key for row in ROWS]
+    keys = [*(row.key for row in ROWS), *(case.key for case in memory.CASES)]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"what to measure, of {', '.join(keys)} (default: all)")
+    parser.add_argument(
+        "rows",
+        nargs="*",
+        metavar="ROW",
+        help=f"what to measure, of {', '.join(keys)} (default: all); patterns such as 'uvicorn*' are understood",
+    )
     parser.add_argument("--seconds", type=float, default=0.1, help="length of a slice (default: %(default)s)")
-    parser.add_argument("--pairs", type=int, default=100, help="slices of each side of a row (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=50, help="slices of each side of a row (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     parser.add_argument("--floors", action="store_true", help="measure the floors against themselves instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all slices to this file")
     options = parser.parse_args()
-    if unknown := set(options.rows) - set(keys):
-        parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    for pattern in options.rows:
+        if not fnmatch.filter(keys, pattern):
+            parser.error(f"no such row: {pattern}")
     if options.pairs < 2:
         parser.error("at least two pairs are needed")
-    rows = [row for row in ROWS if not options.rows or row.key in options.rows]
+
+    def wanted(key: str) -> bool:
+        return not options.rows or any(fnmatch.fnmatchcase(key, pattern) for pattern in options.rows)
+
+    rows = [row for row in ROWS if wanted(row.key)]
+    cases = [] if options.floors else [case for case in memory.CASES if wanted(case.key)]
 
     def progress(number: int) -> None:
         if sys.stderr.isatty():
             print(f"\r{number + 1}/{options.pairs} ", end="", file=sys.stderr, flush=True)
 
-    generate(with_plugin=not options.floors)
+    generate(with_plugin=not options.floors or any(row.floor_is_ours for row in rows))
     sides = ("floor", "floor") if options.floors else ("ours", "floor")
     results = measure(rows, seconds=options.seconds, pairs=options.pairs, sides=sides, progress=progress)
     if sys.stderr.isatty():
         print("\r", end="", file=sys.stderr)
-    print(_table(results))
+    if results:
+        print(_table(results))
     if options.json:
         options.json.write_text(json.dumps({result.row.key: _raw(result) for result in results}, indent=1))
-    missed = not all(result.reaches_target() for result in results)
+    flat = memory.run(cases)
+    missed = not flat or not all(result.reaches_target() for result in results)
     return 1 if options.check and missed and not options.floors else 0
 
 

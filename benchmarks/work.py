@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import bench_pb2
 
-__all__ = ["GREET_PATH", "REQUEST", "RESPONSE", "greet"]
+if TYPE_CHECKING:
+    from shapes import Shape
+
+__all__ = [
+    "DOWNLOAD_PATH",
+    "ECHO_PATH",
+    "GREET_PATH",
+    "REQUEST",
+    "RESPONSE",
+    "UPLOAD_PATH",
+    "download",
+    "greet",
+    "uploaded",
+]
 
 GREET_PATH = "/connectrpc.bench.v1.BenchService/Greet"
+DOWNLOAD_PATH = "/connectrpc.bench.v1.BenchService/Download"
+UPLOAD_PATH = "/connectrpc.bench.v1.BenchService/Upload"
+ECHO_PATH = "/connectrpc.bench.v1.BenchService/Echo"
 
 REQUEST = bench_pb2.GreetRequest(name="Ada Lovelace", visits=1843, score=0.75, loud=True, tags=["poet", "analyst"])
 
@@ -23,3 +41,13 @@ def greet(request: bench_pb2.GreetRequest) -> bench_pb2.GreetResponse:
 
 
 RESPONSE = greet(REQUEST)
+
+
+def download(shape: Shape) -> bench_pb2.DownloadRequest:
+    """The request for a stream of this shape."""
+    return bench_pb2.DownloadRequest(chunks=shape.messages, chunk_bytes=shape.size)
+
+
+def uploaded(shape: Shape) -> bench_pb2.UploadResponse:
+    """The answer to a stream of this shape."""
+    return bench_pb2.UploadResponse(chunks=shape.messages, bytes=shape.messages * shape.size)
