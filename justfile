@@ -15,8 +15,8 @@ all: test
 demo:
     {{python}} examples/eliza/demo.py
 
-# ruff, mypy --strict, the import contract, unit, integration and conformance tests.
-test: check mypy unit-test integration-test conformance-test
+# ruff, mypy --strict, the import contract, unit, integration, interoperability and conformance tests.
+test: check mypy unit-test integration-test interop-test conformance-test
 
 # What is wrong with the form of the code.
 check:
@@ -38,6 +38,9 @@ mypy: protoc-gen
     mypy
     MYPYPATH=src:benchmarks:benchmarks/gen mypy benchmarks/*.py
     mypy --config-file tests/conformance/mypy.ini
+    {{python}} tests/integration/conftest.py
+    mypy --config-file tests/integration/mypy.ini
+    MYPYPATH=src:tests/integration:tests/integration/gen mypy tests/interop/run.py
     MYPYPATH=src:tests/unit mypy tests/unit/*.py
     MYPYPATH=src:. mypy tests/unit/plugin/*.py
     MYPYPATH=src:tests/unit:tests/fuzz mypy tests/fuzz/*.py
@@ -49,6 +52,10 @@ unit-test *args:
 # Tests with real servers, tools and type checkers.
 integration-test *args:
     pytest tests/integration "$@"
+
+# Clients of other projects against our servers. Needs Node.
+interop-test *args:
+    {{python}} tests/interop/run.py "$@"
 
 # The official conformance runner against clients and servers. Needs Go.
 conformance-test *args:

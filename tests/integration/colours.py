@@ -150,7 +150,7 @@ class SyncColour(Colour):
 
     @staticmethod
     def _read(stream: StreamOutput[Any], most: int | None) -> Streamed:
-        messages = []
+        messages: list[Any] = []
         with stream:
             while most is None or len(messages) < most:
                 try:
@@ -233,7 +233,7 @@ class AsyncColour(Colour):
 
     @staticmethod
     async def _read(stream: AsyncStreamOutput[Any], most: int | None) -> Streamed:
-        messages = []
+        messages: list[Any] = []
         async with stream:
             while most is None or len(messages) < most:
                 try:

@@ -73,6 +73,21 @@ def granian_asgi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
+def hypercorn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _server("hypercorn", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def uvicorn_h11(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _server("uvicorn-h11", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def uvicorn_httptools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _server("uvicorn-httptools", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
 def wsgiref(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from _server("wsgiref", tmp_path_factory)
 

@@ -9,7 +9,9 @@ import select
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+from typing_extensions import Self
 
 from integration_pb2 import EchoRequest, EchoResponse
 from rawhttp import HOST, RawServer, response
@@ -24,6 +26,7 @@ __all__ = [
     "STREAM",
     "STREAM_HEAD",
     "Background",
+    "Usage",
     "answering",
     "black_hole",
     "count_sockets",
@@ -137,3 +140,18 @@ def count_sockets() -> int:
         with contextlib.suppress(OSError):  # the one of the listing itself
             found += os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")
     return found
+
+
+class Usage(NamedTuple):
+    """What this process holds."""
+
+    sockets: int
+    objects: int
+    kilobytes: int
+
+    @classmethod
+    def now(cls) -> Self:
+        sockets = count_sockets()
+        with open("/proc/self/statm") as statm:
+            pages = int(statm.read().split()[1])
+        return cls(sockets, len(gc.get_objects()), pages * os.sysconf("SC_PAGE_SIZE") // 1024)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import select
 import socket
 import struct
 import threading
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HOST",
+    "PATIENCE",
     "Answer",
     "Connection",
     "Malformed",
@@ -133,6 +135,19 @@ class Reader:
             return not self._fill()
         except ConnectionResetError:
             return True
+
+    @property
+    def buffered(self) -> bool:
+        return bool(self._buffer)
+
+    def interim(self) -> int | None:
+        while b"\r\n\r\n" not in self._buffer and self._fill():
+            pass
+        if not self._buffer.startswith(b"HTTP/1.1 1"):
+            return None
+        status = int(self.line().split(b" ")[1])
+        self.headers()
+        return status
 
     def line(self) -> bytes:
         while (end := self._buffer.find(b"\n")) < 0:
@@ -258,6 +273,14 @@ class Connection:
         """
         return self._reader.answer(bodiless)
 
+    def has_bytes(self, within: float) -> bool:
+        """Whether there is something to read ``within`` seconds."""
+        return self._reader.buffered or bool(select.select([self.sock], [], [], within)[0])
+
+    def interim(self) -> int | None:
+        """The status of the interim answer that has come; None when what has come is the answer itself."""
+        return self._reader.interim()
+
     def chunk(self) -> bytes:
         """The next chunk of a chunked answer whose head was read; none after the last."""
         return self._reader.chunk()
@@ -320,13 +343,13 @@ class Peer:
     def read(self) -> Request | None:
         """The next request with all of its body; None when the client has gone."""
         request = self.read_head()
-        if request is None:
-            return None
+        return None if request is None else request._replace(body=self.read_body(request))
+
+    def read_body(self, request: Request) -> bytes:
+        """The body of a request whose head was read."""
         if request.headers.get("transfer-encoding") == "chunked":
-            body = b"".join(iter(self.read_chunk, b""))
-        else:
-            body = self._reader.exactly(int(request.headers.get("content-length", "0")))
-        return request._replace(body=body)
+            return b"".join(iter(self.read_chunk, b""))
+        return self._reader.exactly(int(request.headers.get("content-length", "0")))
 
     def wait_until_gone(self, seconds: float = PATIENCE) -> bool:
         """Whether the client closes its side ``within`` the time; whatever it sends until then is thrown away."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rawhttp import HOST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["SERVERS", "Server", "run_server"]
 
@@ -32,23 +32,40 @@ class Server(NamedTuple):
     kind: str
     port: int
     log: Path
+    process: subprocess.Popen[bytes]
 
     @property
     def url(self) -> str:
         return f"http://{HOST}:{self.port}"
 
-    def logged(self) -> str:
-        """All that it has printed by now."""
-        return self.log.read_text("utf-8", "replace")
+    def log_size(self) -> int:
+        """How many bytes it has printed by now."""
+        return self.log.stat().st_size
+
+    def logged(self, since: int = 0) -> str:
+        """All that it has printed by now, after so many bytes."""
+        with self.log.open("rb") as log:
+            log.seek(since)
+            return log.read().decode("utf-8", "replace")
 
 
-def _gunicorn(worker: str, *options: str, app: str = "service:app") -> Callable[[int], list[str]]:
+class Kind(NamedTuple):
+    """How to run a server."""
+
+    app: str
+    """What it serves unless told otherwise."""
+    command: Callable[[int], list[str]]
+    """The command without the app, for a listening socket's descriptor or for a port."""
+    takes_socket: bool = True
+    """Whether it takes over a listening socket; else it gets a port, which it must share by SO_REUSEPORT."""
+
+
+def _gunicorn(worker: str, *options: str) -> Callable[[int], list[str]]:
     def command(fd: int) -> list[str]:
         return [
             *(sys.executable, "-m", "gunicorn", "--bind", f"fd://{fd}", "--worker-class", worker),
             *("--graceful-timeout", "1", "--timeout", "60", "--log-level", "warning", "--no-control-socket"),
             *options,
-            app,
         ]
 
     return command
@@ -68,40 +85,78 @@ def _granian(*options: str) -> Callable[[int], list[str]]:
     return command
 
 
-SERVERS: dict[str, tuple[bool, Callable[[int], list[str]]]] = {
-    "gunicorn-sync": (True, _gunicorn("sync")),
-    "gunicorn-gthread": (True, _gunicorn("gthread", "--threads", THREADS, "--keep-alive", "30")),
-    "gunicorn-preload": (True, _gunicorn("sync", "--preload", "--workers", "3", app="service:relay()")),
-    "gunicorn-asgi": (True, _gunicorn("asgi", app="service_asgi:app")),
-    "granian": (False, _granian("--interface", "wsgi", "--blocking-threads", THREADS, "service:app")),
-    "granian-asgi": (False, _granian("--interface", "asgi", "service_asgi:app")),
-    "wsgiref": (True, _wsgiref),
+def _uvicorn(parser: str) -> Callable[[int], list[str]]:
+    def command(fd: int) -> list[str]:
+        return [
+            *(sys.executable, "-m", "uvicorn", "--fd", str(fd), "--http", parser, "--loop", "asyncio"),
+            *("--timeout-graceful-shutdown", "1", "--timeout-keep-alive", "30", "--log-level", "warning"),
+        ]
+
+    return command
+
+
+def _hypercorn(fd: int) -> list[str]:
+    return [
+        *(sys.executable, "-m", "hypercorn", "--bind", f"fd://{fd}"),
+        *("--graceful-timeout", "1", "--keep-alive", "30", "--log-level", "warning"),
+    ]
+
+
+SERVERS: dict[str, Kind] = {
+    "gunicorn-sync": Kind("service:app", _gunicorn("sync")),
+    "gunicorn-gthread": Kind("service:app", _gunicorn("gthread", "--threads", THREADS, "--keep-alive", "30")),
+    "gunicorn-preload": Kind("service:relay()", _gunicorn("sync", "--preload", "--workers", "3")),
+    "gunicorn-asgi": Kind("service_asgi:app", _gunicorn("asgi")),
+    "granian": Kind("service:app", _granian("--interface", "wsgi", "--blocking-threads", THREADS), takes_socket=False),
+    "granian-asgi": Kind("service_asgi:app", _granian("--interface", "asgi"), takes_socket=False),
+    "hypercorn": Kind("service_asgi:app", _hypercorn),
+    "uvicorn-h11": Kind("service_asgi:app", _uvicorn("h11")),
+    "uvicorn-httptools": Kind("service_asgi:app", _uvicorn("httptools")),
+    "wsgiref": Kind("service:app", _wsgiref),
 }
-"""How to run each server: whether it takes over a listening socket (else a port, which it must share by SO_REUSEPORT),
-and the command."""
 
 
 @contextlib.contextmanager
-def run_server(kind: str, directory: Path, **variables: str) -> Iterator[Server]:
-    """A server of that kind, with these variables in its environment, until the block is left."""
-    takes_socket, command = SERVERS[kind]
+def run_server(
+    kind: str,
+    directory: Path,
+    *,
+    app: str | None = None,
+    options: Sequence[str] = (),
+    hello: str = "/hello",
+    **variables: str,
+) -> Iterator[Server]:
+    """A server, until the block is left.
+
+    Args:
+        kind: which one.
+        directory: where it runs, and where its log goes.
+        app: what it serves, instead of the usual.
+        options: more options of its command line.
+        hello: what is there, with status 200, as soon as it serves.
+        **variables: more variables of its environment.
+    """
+    usual_app, command, takes_socket = SERVERS[kind]
     log = directory / f"{kind}.log"
+    search = [str(HERE / "gen"), str(HERE), str(HERE.parents[1] / "src"), os.environ.get("PYTHONPATH")]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(HERE / "gen"), str(HERE), str(HERE.parents[1] / "src")]),
+        "PYTHONPATH": os.pathsep.join(filter(None, search)),
         "PYTHONUNBUFFERED": "1",
         **variables,
     }
     with socket.socket() as reservation, log.open("wb") as output:
         # A socket that is bound, but does not listen, keeps everybody away from its port who does not share it.
         reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # What it accepts inherits this. uvicorn takes what it is given for a Unix socket, and would not set it.
+        reservation.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         reservation.bind((HOST, 0))
         port: int = reservation.getsockname()[1]
         if takes_socket:
             reservation.listen(128)
         # In a process group of its own, so that none of its workers can outlive us.
         process = subprocess.Popen(
-            command(reservation.fileno() if takes_socket else port),
+            [*command(reservation.fileno() if takes_socket else port), *options, app or usual_app],
             cwd=directory,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -112,9 +167,9 @@ def run_server(kind: str, directory: Path, **variables: str) -> Iterator[Server]
         )
         if takes_socket:
             reservation.close()
-        server = Server(kind, port, log)
+        server = Server(kind, port, log, process)
         try:
-            _wait_until_serving(server, process)
+            _wait_until_serving(server, hello)
             yield server
         finally:
             process.terminate()
@@ -125,16 +180,16 @@ def run_server(kind: str, directory: Path, **variables: str) -> Iterator[Server]
             process.wait()
 
 
-def _wait_until_serving(server: Server, process: subprocess.Popen[bytes]) -> None:
+def _wait_until_serving(server: Server, path: str) -> None:
     until = time.monotonic() + START_SECONDS
     while True:
         try:
             with socket.create_connection((HOST, server.port), timeout=START_SECONDS) as sock:
-                sock.sendall(b"GET /hello HTTP/1.0\r\n\r\n")
-                if b"200 OK" in sock.recv(100):
+                sock.sendall(f"GET {path} HTTP/1.0\r\nhost: localhost\r\n\r\n".encode())
+                if b" 200 " in sock.recv(100):
                     return
         except OSError:
             pass
-        if process.poll() is not None or time.monotonic() > until:
+        if server.process.poll() is not None or time.monotonic() > until:
             raise RuntimeError(f"{server.kind} did not start:\n{server.logged()}")
         time.sleep(0.05)

@@ -32,13 +32,22 @@ if TYPE_CHECKING:
 
     from multidict import CIMultiDict
 
-__all__ = ["SECRET", "app", "relay"]
+__all__ = ["SECRET", "app", "probe", "relay"]
 
 SECRET = "secret-7f3a"
 """What handlers say in exceptions that are nobody's business but the log's."""
 
 MISDEED = "x-misdeed"
 """The header by which a stream's handler is told to misbehave before it reads a message."""
+
+NAME = "x-name"
+"""The header that tells such a handler what its notes begin with."""
+
+DELAY = "x-delay-ms"
+"""The header that tells it how long to take for each message."""
+
+_ARRIVALS = 10_000
+"""How many messages have their arrival told: not all of a flood."""
 
 
 class Notes:
@@ -47,6 +56,8 @@ class Notes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._notes: list[str] = []
+        self.reached: dict[str, int] = {}
+        """How many messages a handler has got or given, by its name."""
 
     def add(self, note: str) -> None:
         with self._lock:
@@ -71,20 +82,27 @@ class Probe:
 
     look = echo
 
-    def count(self, req: ClientRequest[CountRequest]) -> ServerStream[CountResponse] | Iterator[Any]:
+    def count(self, req: ClientRequest[CountRequest]) -> Any:
         return answer_count(req.msg, _count)
 
     def sum(self, req: ClientStream[SumRequest]) -> SumResponse:
         response = begin_sum(req.headers)
-        if not response.sum:
-            for msg in req:
-                if not add(response, msg):
-                    break
+        name, delay = name_and_delay(req.headers)
+        noted.add(f"{name}: begin")
+        try:
+            if not response.sum:
+                for msg in req:
+                    if not add(response, msg, name):
+                        break
+                    if delay:
+                        time.sleep(delay)
+        finally:
+            noted.add(f"{name}: end")
         return response
 
     def chat(self, req: ClientStream[ChatRequest]) -> Iterator[ChatResponse | ConnectError]:
         misdeed = req.headers.get(MISDEED)
-        name = req.headers.get("x-name", "chat")
+        name, delay = name_and_delay(req.headers)
         if misdeed == "error at once":
             raise ConnectError(ConnectErrorCode.NOT_FOUND, "at once")
         noted.add(f"{name}: begin")
@@ -99,6 +117,8 @@ class Probe:
                 if msg.misdeed == "enough":
                     return
                 yield ChatResponse(text=msg.text)
+                if delay:
+                    time.sleep(delay)
         finally:
             noted.add(f"{name}: end")
 
@@ -145,11 +165,18 @@ def begin_sum(headers: CIMultiDict[str]) -> SumResponse:
     return SumResponse(sum=-1 if misdeed == "ignore" else 0)
 
 
-def add(response: SumResponse, msg: SumRequest) -> bool:
+def name_and_delay(headers: CIMultiDict[str]) -> tuple[str, float]:
+    """What a stream's handler notes itself as, and how long it takes for each message, in seconds."""
+    return headers.get(NAME, "nobody"), int(headers.get(DELAY, "0")) / 1000
+
+
+def add(response: SumResponse, msg: SumRequest, name: str) -> bool:
     """Add a message to the sum; whether there shall be more."""
     response.sum += msg.number
     response.messages += 1
-    response.arrivals.append(time.monotonic())
+    if response.messages <= _ARRIVALS:
+        response.arrivals.append(time.monotonic())
+    noted.reached[name] = response.messages
     if msg.misdeed == "raise":
         raise ValueError(SECRET)
     if msg.misdeed == "error":
@@ -176,8 +203,9 @@ def _misbehave(msg: EchoRequest, response: EchoResponse) -> ServerResponse[EchoR
         "bad headers": lambda: ServerResponse(response, headers={argument: SECRET}),
         "bad value": lambda: ServerResponse(response, headers={"x-bad": "a\r\nset-cookie: b"}),
         "bad trailers": lambda: ServerResponse(response, trailers={"x-bad": "\u00e4\r\n\r\n<html>"}),
-        "not text": lambda: ServerResponse(response, headers={"x-bad": 5}),  # type: ignore[dict-item]
+        "not text": lambda: ServerResponse(response, headers={"x-bad": 5}),  # type: ignore[arg-type]
         "bad error": lambda: ServerResponse(ConnectError(ConnectErrorCode.ABORTED), headers={"x-bad": "\n"}),
+        "reached": lambda: EchoResponse(request=EchoRequest(number=noted.reached.get(argument, 0))),
     }
     raised: dict[str, BaseException] = {
         "ValueError": ValueError(SECRET),
@@ -205,6 +233,7 @@ def _count(msg: CountRequest) -> Iterator[CountResponse | ConnectError]:
         if msg.first_delay_ms:
             time.sleep(msg.first_delay_ms / 1000)
         for number in range(1, msg.up_to + 1):
+            noted.reached[name] = number
             yield CountResponse(number=number, padding=bytes(msg.padding))
             if msg.delay_ms:
                 time.sleep(msg.delay_ms / 1000)
@@ -230,16 +259,19 @@ class Other:
         return PingResponse(text=req.msg.text)
 
 
-_plain = wsgi_app(wsgi_probe_service(Probe()), wsgi_other_service(Other()))
+probe: Any = Probe()
+"""Of no type: it lacks a method, as implementations may."""
+
+_plain = wsgi_app(wsgi_probe_service(probe), wsgi_other_service(Other()))
 _mounts = {
     # Mounted as frameworks do it: they move the prefix from PATH_INFO to SCRIPT_NAME.
-    "/mounted": wsgi_probe_service(Probe()),
+    "/mounted": wsgi_probe_service(probe),
     "/deep/er": _plain,
-    "/strict": wsgi_probe_service(Probe(), require_connect_protocol_header=True),
-    "/hasty": wsgi_probe_service(Probe(), max_timeout_seconds=0.2),
-    "/small": wsgi_probe_service(Probe(), read_max_bytes=1000),
+    "/strict": wsgi_probe_service(probe, require_connect_protocol_header=True),
+    "/hasty": wsgi_probe_service(probe, max_timeout_seconds=0.2),
+    "/small": wsgi_probe_service(probe, read_max_bytes=1000),
 }
-_prefixed = wsgi_probe_service(Probe(), prefix="/prefixed/")
+_prefixed = wsgi_probe_service(probe, prefix="/prefixed/")
 
 
 def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:

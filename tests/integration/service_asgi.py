@@ -23,12 +23,12 @@ from integration_pb2 import (
     SumResponse,
 )
 from integration_pb2_connect import asgi_other_service, asgi_probe_service
-from service import MISDEED, SECRET, add, answer_count, begin_sum, echo, noted
+from service import MISDEED, SECRET, add, answer_count, begin_sum, echo, name_and_delay, noted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["app"]
+__all__ = ["app", "probe"]
 
 
 class AsyncProbe:
@@ -36,7 +36,7 @@ class AsyncProbe:
 
     async def echo(self, req: ClientRequest[EchoRequest]) -> ServerResponse[EchoResponse] | EchoResponse:
         if req.msg.delay_ms:
-            await asyncio.sleep(req.msg.delay_ms / 1000)
+            await _sleep(req.msg.delay_ms / 1000, req.msg.text)
         return echo(req)
 
     look = echo
@@ -46,15 +46,22 @@ class AsyncProbe:
 
     async def sum(self, req: AsyncClientStream[SumRequest]) -> SumResponse:
         response = begin_sum(req.headers)
-        if not response.sum:
-            async for msg in req:
-                if not add(response, msg):
-                    break
+        name, delay = name_and_delay(req.headers)
+        noted.add(f"{name}: begin")
+        try:
+            if not response.sum:
+                async for msg in req:
+                    if not add(response, msg, name):
+                        break
+                    if delay:
+                        await _sleep(delay, name)
+        finally:
+            noted.add(f"{name}: end")
         return response
 
     async def chat(self, req: AsyncClientStream[ChatRequest]) -> AsyncIterator[ChatResponse | ConnectError]:
         misdeed = req.headers.get(MISDEED)
-        name = req.headers.get("x-name", "chat")
+        name, delay = name_and_delay(req.headers)
         if misdeed == "error at once":
             raise ConnectError(ConnectErrorCode.NOT_FOUND, "at once")
         noted.add(f"{name}: begin")
@@ -69,11 +76,22 @@ class AsyncProbe:
                 if msg.misdeed == "enough":
                     return
                 yield ChatResponse(text=msg.text)
+                if delay:
+                    await _sleep(delay, name)
         finally:
             noted.add(f"{name}: end")
 
     async def notes(self, req: ClientRequest[NotesRequest]) -> NotesResponse:
         return NotesResponse(notes=noted.take())
+
+
+async def _sleep(seconds: float, name: str) -> None:
+    """Sleep, and note when that was not for long enough."""
+    try:
+        await asyncio.sleep(seconds)
+    except asyncio.CancelledError:
+        noted.add(f"{name}: cancelled")
+        raise
 
 
 async def _count(msg: CountRequest) -> AsyncIterator[CountResponse | ConnectError]:
@@ -83,8 +101,9 @@ async def _count(msg: CountRequest) -> AsyncIterator[CountResponse | ConnectErro
         if msg.misdeed == "raise first":
             raise ValueError(SECRET)
         if msg.first_delay_ms:
-            await asyncio.sleep(msg.first_delay_ms / 1000)
+            await _sleep(msg.first_delay_ms / 1000, name)
         for number in range(1, msg.up_to + 1):
+            noted.reached[name] = number
             yield CountResponse(number=number, padding=bytes(msg.padding))
             if msg.delay_ms:
                 await asyncio.sleep(msg.delay_ms / 1000)
@@ -110,15 +129,18 @@ class AsyncOther:
         return PingResponse(text=req.msg.text)
 
 
-_plain = asgi_app(asgi_probe_service(AsyncProbe()), asgi_other_service(AsyncOther()))
+probe: Any = AsyncProbe()
+"""Of no type, as the other one."""
+
+_plain = asgi_app(asgi_probe_service(probe), asgi_other_service(AsyncOther()))
 _mounts = {
-    "/mounted": asgi_probe_service(AsyncProbe()),
+    "/mounted": asgi_probe_service(probe),
     "/deep/er": _plain,
-    "/strict": asgi_probe_service(AsyncProbe(), require_connect_protocol_header=True),
-    "/hasty": asgi_probe_service(AsyncProbe(), max_timeout_seconds=0.2),
-    "/small": asgi_probe_service(AsyncProbe(), read_max_bytes=1000),
+    "/strict": asgi_probe_service(probe, require_connect_protocol_header=True),
+    "/hasty": asgi_probe_service(probe, max_timeout_seconds=0.2),
+    "/small": asgi_probe_service(probe, read_max_bytes=1000),
 }
-_prefixed = asgi_probe_service(AsyncProbe(), prefix="/prefixed/")
+_prefixed = asgi_probe_service(probe, prefix="/prefixed/")
 
 
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -127,10 +149,12 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     for mount, service in _mounts.items():
         if path.startswith(mount + "/"):
             # As Starlette does it: the path stays whole.
-            return await service({**scope, "root_path": scope.get("root_path", "") + mount}, receive, send)
+            await service({**scope, "root_path": scope.get("root_path", "") + mount}, receive, send)
+            return
     if path.startswith("/prefixed/"):
-        return await _prefixed(scope, receive, send)
-    if path == "/hello":
+        await _prefixed(scope, receive, send)
+    elif path == "/hello":
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
-        return await send({"type": "http.response.body", "body": b"hello"})
-    return await _plain(scope, receive, send)
+        await send({"type": "http.response.body", "body": b"hello"})
+    else:
+        await _plain(scope, receive, send)

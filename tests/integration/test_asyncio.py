@@ -7,22 +7,27 @@ import contextlib
 import gc
 import itertools
 import sys
+import threading
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from typing_extensions import Self
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.interceptors import Hooks
 
-from helpers import STREAM_HEAD, black_hole, count_sockets, echo_all, good_answer, settles
+from helpers import STREAM_HEAD, Usage, black_hole, count_sockets, echo_all, good_answer, settles
 from integration_pb2 import ChatRequest, CountRequest, CountResponse, EchoRequest, SumRequest
 from integration_pb2_connect import AsyncProbeServiceClient
-from rawhttp import RawServer, chunked, end_of_stream, envelope
+from rawhttp import HOST, RawServer, chunked, end_of_stream, envelope, response
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+
+    from connectrpc.interceptors import Request, Response
 
     from rawhttp import Peer
     from servers import Server
@@ -142,7 +147,7 @@ STALLS: dict[str, tuple[Callable[[Peer], None], Callable[..., Coroutine[Any, Any
 }
 
 
-@pytest.fixture(params=STALLS.values(), ids=STALLS.keys())
+@pytest.fixture(params=list(STALLS.values()), ids=list(STALLS))
 def stall(request: pytest.FixtureRequest) -> Iterator[tuple[RawServer, Callable[..., Coroutine[Any, Any, None]]]]:
     script, call = request.param
     calls = 0
@@ -160,7 +165,8 @@ def stall(request: pytest.FixtureRequest) -> Iterator[tuple[RawServer, Callable[
 
 
 def others() -> set[asyncio.Task[Any]]:
-    return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+    current = asyncio.current_task()
+    return {task for task in asyncio.all_tasks() if task is not current}
 
 
 async def nothing_left() -> None:
@@ -173,7 +179,7 @@ async def nothing_left() -> None:
 
 
 async def connections_gone(server: RawServer) -> None:
-    """Wait until the server sees none. aiohttp does not drop what it has buffered for a server that takes nothing."""
+    """Wait until the server sees none."""
     assert await asyncio.to_thread(settles, lambda: server.open_connections == 0)
 
 
@@ -408,30 +414,230 @@ async def chat_some(client: AsyncProbeServiceClient) -> None:
     assert [message.text async for message in client.chat(requests())] == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("call", [echo_once, count_some, count_output, count_awaited, sum_some, chat_some])
-def test_cancel_at_every_step(gunicorn_gthread: Server, call: Call) -> None:
-    """After any number of turns of the loop: CancelledError comes out, and the next call works."""
+async def look_by_get(client: AsyncProbeServiceClient) -> None:
+    assert (await client.look(EchoRequest(text="x"))).request.text == "x"
+
+
+async def fail(client: AsyncProbeServiceClient) -> None:
+    error = (await client.call_echo(EchoRequest(misdeed="error=ABORTED"))).error()
+    assert error is not None
+    assert error.code is Code.ABORTED
+
+
+async def in_time(client: AsyncProbeServiceClient) -> None:
+    assert (await client.echo(EchoRequest(text="x"), timeout_seconds=20)).request.text == "x"
+    assert [message.number async for message in client.count(CountRequest(up_to=3), timeout_seconds=20)] == [1, 2, 3]
+
+
+async def send_much(client: AsyncProbeServiceClient) -> None:
+    data = bytes(1_500_000)
+    assert (await client.echo(EchoRequest(data=data))).request.data == data
+    assert (await client.sum([SumRequest(number=1, padding=bytes(500_000))] * 4)).sum == 4
+
+
+async def chat_and_leave(client: AsyncProbeServiceClient) -> None:
+    async def requests() -> AsyncIterator[ChatRequest]:
+        for text in itertools.repeat("x", 1000):
+            yield ChatRequest(text=text)
+            await asyncio.sleep(0)
+
+    async with client.call_chat(requests()) as stream:
+        assert (await anext(stream)).text == "x"
+
+
+CALLS: dict[str, Call] = {
+    "unary": echo_once,
+    "GET": look_by_get,
+    "error": fail,
+    "with deadlines": in_time,
+    "server stream": count_some,
+    "server stream, entered": count_output,
+    "server stream, awaited": count_awaited,
+    "client stream": sum_some,
+    "bidi stream": chat_some,
+    "bidi stream, left": chat_and_leave,
+    "large uploads": send_much,
+}
+
+
+async def wait_around(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
+    """An interceptor that waits before and after."""
+    await asyncio.sleep(0)
+    response = await proceed(request)
+    await asyncio.sleep(0)
+    return response
+
+
+CLIENTS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "our session": (True, {}),
+    "the user's session": (False, {}),
+    "interceptors": (True, {"interceptors": [wait_around, Hooks(), wait_around]}),
+}
+"""Whether a client's session is its own, and its options."""
+
+
+@contextlib.asynccontextmanager
+async def client_of(server: Server, kind: str) -> AsyncIterator[AsyncProbeServiceClient]:
+    # By name, so that looking that up is among the waits.
+    url = server.url.replace(HOST, "localhost")
+    own, options = CLIENTS[kind]
+    async with contextlib.AsyncExitStack() as stack:
+        session = None if own else await stack.enter_async_context(aiohttp.ClientSession())
+        yield await stack.enter_async_context(AsyncProbeServiceClient(url, session, use_get=True, **options))
+
+
+class At:
+    """A call that runs in the current task, where something is done at one of its waits.
+
+    Args:
+        call: the call.
+        index: which wait, counted from 0.
+        over: not as the wait begins, but when what is waited for has come, before the call learns of it.
+    """
+
+    def __init__(self, call: Coroutine[Any, Any, object], index: int, over: bool) -> None:
+        self._call = call
+        self._left = index
+        self._over = over
+        self.acted = False
+
+    async def run(self, act: Callable[[], object]) -> None:
+        self._act = act
+        await self
+
+    def _do(self, _: object = None) -> None:
+        self.acted = True
+        self._act()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        sent: Any = None
+        failure: BaseException | None = None
+        while True:
+            try:
+                waited_for = self._call.send(sent) if failure is None else self._call.throw(failure)
+            except StopIteration:
+                return
+            if self._left == 0:
+                if self._over and waited_for is not None:
+                    waited_for.add_done_callback(self._do)
+                else:
+                    self._do()
+            self._left -= 1
+            sent = failure = None
+            try:
+                sent = yield waited_for
+            except BaseException as error:
+                failure = error
+
+
+class Noise:
+    """What asyncio and the interpreter complain of to nobody."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+        self._before = sys.unraisablehook
+
+    def __enter__(self) -> Self:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: self.heard.append(context))
+        sys.unraisablehook = lambda unraisable: self.heard.append(repr(unraisable))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        gc.collect()
+        sys.unraisablehook = self._before
+
+
+async def at_every_wait(server: Server, kind: str, call: Call, end: Callable[[At], Awaitable[None]]) -> None:
+    """Call again and again, and each time do something at the next of its waits, until there are no more.
+
+    Args:
+        server: whom to call.
+        kind: which of ``CLIENTS`` calls.
+        call: the call.
+        end: runs it, and looks at how it ends.
+    """
+    before = count_sockets()
+    waits = 0
+    with Noise() as noise:
+        async with client_of(server, kind) as client:
+            for over, connected in itertools.product((False, True), repeat=2):
+                for index in itertools.count():
+                    if connected:
+                        await echo_once(client)
+                    at = At(call(client), index, over)
+                    await end(at)
+                    await nothing_left()
+                    if not at.acted:
+                        break
+                    waits += 1
+            await call(client)
+            assert waits > 4
+        for _ in range(100):
+            if count_sockets() <= before:
+                break
+            await asyncio.sleep(0.01)
+        assert count_sockets() <= before
+    assert noise.heard == []
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_cancel_at_every_wait(gunicorn_gthread: Server, call: Call, kind: str) -> None:
+    """CancelledError comes out, whatever the call was waiting for, and nothing is left of it."""
+
+    async def end(at: At) -> None:
+        async def run() -> None:
+            await at.run(asyncio.current_task().cancel)  # type: ignore[union-attr]
+
+        task = asyncio.create_task(run())
+        await asyncio.wait([task])
+        assert task.cancelled() == at.acted
+        if not at.acted:
+            await task
+
+    asyncio.run(at_every_wait(gunicorn_gthread, kind, call, end))
+
+
+if sys.version_info >= (3, 11):
+
+    @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+    def test_timeout_at_every_wait(gunicorn_gthread: Server, call: Call) -> None:
+        """``asyncio.timeout()`` knows its own cancellation again, whatever the call's own timers do."""
+
+        async def end(at: At) -> None:
+            loop = asyncio.get_running_loop()
+            task = asyncio.current_task()
+            assert task is not None
+            timed_out = False
+            try:
+                async with asyncio.timeout(None) as timeout:
+                    await at.run(lambda: timeout.reschedule(loop.time()))
+            except TimeoutError:
+                timed_out = True
+            # The timer may come too late for a call that does not wait again.
+            assert timed_out <= at.acted
+            assert timed_out == timeout.expired()
+            assert task.cancelling() == 0
+
+        asyncio.run(at_every_wait(gunicorn_gthread, "interceptors", call, end))
+
+
+def test_aclose_while_a_call_is_under_way(stall: tuple[RawServer, Callable[..., Coroutine[Any, Any, None]]]) -> None:
+    """Both end at once, and the call with an error of its own."""
+    server, call = stall
 
     async def main() -> None:
-        before = count_sockets()
-        canceled = 0
-        async with AsyncProbeServiceClient(gunicorn_gthread.url) as client:
-            for steps in itertools.chain(range(40), range(40, 200, 10)):
-                task = asyncio.create_task(call(client))
-                for _ in range(steps):
-                    await asyncio.sleep(0)
-                if steps >= 40:
-                    await asyncio.sleep((steps - 40) / 40_000)
-                if task.cancel():
-                    with pytest.raises(asyncio.CancelledError):
-                        await task
-                    canceled += 1
-                else:
-                    await task
-                await echo_once(client)
-            await nothing_left()
-            assert count_sockets() <= before + 2
-        assert canceled > 2
+        client = AsyncProbeServiceClient(server.url)
+        task = asyncio.create_task(call(client))
+        await asyncio.sleep(0.2)
+        began = time.monotonic()
+        await asyncio.wait_for(client.aclose(), 2)
+        with pytest.raises(ConnectError) as raised:
+            await asyncio.wait_for(task, 2)
+        assert raised.value.code is Code.UNAVAILABLE
+        assert time.monotonic() - began < SOON + 0.2
+        await nothing_left()
+        await connections_gone(server)
 
     asyncio.run(main())
 
@@ -482,6 +688,65 @@ def test_an_upload_that_is_cancelled_closes_the_callers_generator() -> None:
     asyncio.run(main())
 
 
+async def upload_in_time(client: AsyncProbeServiceClient) -> None:
+    error = (await client.call_echo(EchoRequest(data=bytes(20_000_000)), timeout_seconds=0.3)).error()
+    assert error is not None
+    assert error.code in (Code.NOT_FOUND, Code.DEADLINE_EXCEEDED)
+
+
+async def stream_in_time(client: AsyncProbeServiceClient) -> None:
+    error = (await client.call_sum(endless(), timeout_seconds=0.3)).error()
+    assert error is not None
+    assert error.code in (Code.UNIMPLEMENTED, Code.DEADLINE_EXCEEDED)
+
+
+async def upload_canceled(client: AsyncProbeServiceClient) -> None:
+    task = asyncio.create_task(client.sum(endless()))
+    await asyncio.sleep(0.1)
+    task.cancel()
+    with pytest.raises((asyncio.CancelledError, ConnectError)):
+        await task
+
+
+async def duplex_left(client: AsyncProbeServiceClient) -> None:
+    async def requests() -> AsyncIterator[ChatRequest]:
+        while True:
+            yield ChatRequest(text="x" * 100_000)
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        async with client.call_chat(requests(), timeout_seconds=0.3):
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["early answer", "no answer"])
+@pytest.mark.parametrize("call", [upload_in_time, stream_in_time, upload_canceled, duplex_left])
+def test_what_is_left_of_an_upload_is_dropped(call: Call, answers: bool) -> None:
+    """A call that is over keeps no socket to wait for a server that takes nothing more."""
+    over = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.read_head()
+        if answers:
+            peer.send(response(404, {"content-type": "application/json"}, b'{"code":"not_found"}'))
+        over.wait(10)
+
+    async def main() -> None:
+        before = count_sockets()
+        with RawServer(script) as server:
+            async with AsyncProbeServiceClient(server.url) as client:
+                await call(client)
+                # What belongs to the server: its listener, and its end of each connection.
+                for _ in range(100):
+                    if count_sockets() == before + 1 + server.open_connections:
+                        break
+                    await asyncio.sleep(0.01)
+                assert server.open_connections == 1
+                assert count_sockets() == before + 2
+            over.set()
+
+    asyncio.run(main())
+
+
 def test_streams_that_are_left(gunicorn_gthread: Server) -> None:
     async def main() -> None:
         async with AsyncProbeServiceClient(gunicorn_gthread.url) as client:
@@ -525,6 +790,101 @@ def test_generators_that_are_left_to_the_collector(gunicorn_gthread: Server) -> 
                 await asyncio.sleep(0.01)
             assert count_sockets() <= before + 1
             await nothing_left()
+
+    asyncio.run(main())
+
+
+class Boom(Exception):  # noqa: N818
+    pass
+
+
+async def broken_requests() -> AsyncIterator[SumRequest]:
+    yield SumRequest()
+    raise Boom
+
+
+async def left(client: AsyncProbeServiceClient) -> None:
+    async with client.call_count(CountRequest(up_to=20)) as stream:
+        await anext(stream)
+
+
+async def closed_unread(client: AsyncProbeServiceClient) -> None:
+    stream = await client.call_count(CountRequest(up_to=20))
+    await stream.close()
+
+
+async def generator_left(client: AsyncProbeServiceClient) -> None:
+    generator = client.count(CountRequest(up_to=20))
+    await anext(generator)
+    await generator.aclose()
+
+
+async def never_begun(client: AsyncProbeServiceClient) -> None:
+    client.count(CountRequest(up_to=20))
+    client.call_count(CountRequest(up_to=20))
+
+
+async def canceled(call: Coroutine[Any, Any, object]) -> None:
+    task = asyncio.create_task(call)
+    await asyncio.sleep(0.001)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def read(stream: AsyncIterator[object]) -> None:
+    async for _ in stream:
+        pass
+
+
+EARLY_EXITS: dict[str, Call] = {
+    "stream left": left,
+    "stream closed unread": closed_unread,
+    "generator left": generator_left,
+    "never begun": never_begun,
+    "canceled": lambda client: canceled(client.echo(EchoRequest(delay_ms=3))),
+    "stream canceled": lambda client: canceled(read(client.count(CountRequest(up_to=10, delay_ms=1)))),
+    "upload canceled": lambda client: canceled(client.sum(endless())),
+    "deadline": lambda client: client.echo(EchoRequest(delay_ms=3), timeout_seconds=0.001),
+    "deadline of a stream": lambda client: read(
+        client.count(CountRequest(up_to=10, delay_ms=1), timeout_seconds=0.001)
+    ),
+    "error": lambda client: client.echo(EchoRequest(misdeed="error=NOT_FOUND")),
+    "error of a stream": lambda client: read(client.count(CountRequest(misdeed="error at once"))),
+    "request iterator fails": lambda client: client.sum(broken_requests()),
+}
+"""Ways to end a call before its time that cost the server little."""
+
+
+def test_ten_thousand_early_exits(gunicorn_gthread: Server) -> None:
+    """Sockets, objects and memory are the same after ten thousand as after one thousand."""
+
+    async def main() -> None:
+        async with AsyncProbeServiceClient(gunicorn_gthread.url) as client:
+
+            async def leave(times: int) -> None:
+                exits = itertools.cycle(EARLY_EXITS.values())
+                for end in itertools.islice(exits, times):
+                    with contextlib.suppress(ConnectError, Boom):
+                        await end(client)
+
+            async def leave_in_tasks(times: int) -> Usage:
+                await asyncio.gather(*(leave(times // 8) for _ in range(8)))
+                await nothing_left()
+                for _ in range(100):
+                    if count_sockets() <= before.sockets + 8:
+                        break
+                    await asyncio.sleep(0.02)
+                usage = Usage.now()
+                assert usage.sockets <= before.sockets + 8
+                return usage
+
+            before = Usage.now()
+            some = await leave_in_tasks(1000)
+            many = await leave_in_tasks(10_000)
+            assert many.objects < some.objects + 1000
+            assert many.kilobytes < some.kilobytes + 4000
+            await echo_once(client)
 
     asyncio.run(main())
 
@@ -692,6 +1052,53 @@ def test_one_client_in_two_loops_leaves_nothing_open(gunicorn_gthread: Server) -
     assert count_sockets() <= before
 
 
+@pytest.mark.parametrize("kind", ["unary", "upload", "stream", "stream, left open", "generator"])
+def test_a_loop_that_ends_in_the_middle_of_a_call(gunicorn_gthread: Server, kind: str) -> None:
+    """What was under way ends with the loop, and the client goes on in the next one."""
+    client = AsyncProbeServiceClient(gunicorn_gthread.url)
+    before = count_sockets()
+    kept: list[object] = []
+
+    async def left_open() -> None:
+        stream = await client.call_count(CountRequest(up_to=1000, delay_ms=10))
+        assert (await anext(stream)).number == 1
+        kept.append(stream)
+        await asyncio.sleep(10)
+
+    async def generator() -> None:
+        messages = client.count(CountRequest(up_to=1000, delay_ms=10))
+        assert (await anext(messages)).number == 1
+        kept.append(messages)
+        await asyncio.sleep(10)
+
+    calls: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+        "unary": lambda: client.echo(EchoRequest(delay_ms=1000)),
+        "upload": lambda: client.sum(endless()),
+        "stream": lambda: read(client.count(CountRequest(up_to=1000, delay_ms=10))),
+        "stream, left open": left_open,
+        "generator": generator,
+    }
+
+    async def main() -> None:
+        with Noise() as noise:
+            task = asyncio.create_task(calls[kind]())
+            await asyncio.sleep(0.1)
+            assert not task.done()
+        assert noise.heard == []
+        kept.append(task)
+
+    for _ in range(2):
+        began = time.monotonic()
+        asyncio.run(main())
+        assert time.monotonic() - began < 1
+        kept.clear()
+        gc.collect()
+        assert count_sockets() <= before
+        asyncio.run(echo_once(client))
+        asyncio.run(count_some(client))
+    asyncio.run(client.aclose())
+
+
 def test_the_users_session_in_two_loops(gunicorn_gthread: Server) -> None:
     made: list[AsyncProbeServiceClient] = []
 
@@ -810,7 +1217,7 @@ def test_no_warnings_in_debug_mode(gunicorn_gthread: Server) -> None:
             task: asyncio.Task[Any]
             awaitable: Awaitable[Any]
             for awaitable in (client.echo(EchoRequest(delay_ms=100)), client.sum(endless())):
-                task = asyncio.ensure_future(awaitable)  # type: ignore[assignment]
+                task = asyncio.ensure_future(awaitable)
                 await asyncio.sleep(0.03)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):

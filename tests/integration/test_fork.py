@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import functools
 import gc
+import itertools
+import multiprocessing
 import os
 import select
 import signal
@@ -35,7 +39,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
 ]
 
-CALLS = 300
+CALLS = 150
 
 
 class Child:
@@ -124,7 +128,7 @@ MANAGERS: dict[str, Callable[[], urllib3.PoolManager | None]] = {
 }
 
 
-@pytest.fixture(params=MANAGERS.values(), ids=MANAGERS.keys())
+@pytest.fixture(params=list(MANAGERS.values()), ids=list(MANAGERS))
 def client(request: pytest.FixtureRequest, gunicorn_gthread: Server) -> ProbeServiceClient:
     return ProbeServiceClient(gunicorn_gthread.url, request.param())
 
@@ -145,51 +149,114 @@ def test_several_children_and_a_grandchild(client: ProbeServiceClient) -> None:
     work(client, "before", 5)
 
     def in_child() -> bool:
-        work(client, "child", 20)
-        grandchild = Child(lambda: work(client, "grandchild", 50))
-        work(client, "child", 50)
+        work(client, "child", 5)
+        grandchild = Child(lambda: work(client, "grandchild", 30))
+        work(client, "child", 30)
         grandchild.join()
         return True
 
     children = [Child(in_child) for _ in range(3)]
-    work(client, "parent", 100)
+    work(client, "parent", 60)
     for child in children:
         child.join()
-
-
-def test_threads_in_the_parent(client: ProbeServiceClient) -> None:
-    """They hold locks at the moment of the fork, of which the child gets copies that nobody will ever release."""
-    over = threading.Event()
-
-    def call() -> int:
-        number = 0
-        while not over.is_set():
-            number += 1
-            text = str(number)
-            assert client.echo(EchoRequest(text=text)).request.text == text
-            assert client.echo(EchoRequest(text=text), timeout_seconds=20).request.text == text
-            assert client.echo(EchoRequest(text=text), cancel=CancelToken()).request.text == text
-        return number
-
-    backgrounds = [Background(call) for _ in range(4)]
-    try:
-        for _ in range(15):
-            Child(lambda: work(client, "child", 8)).join()
-    finally:
-        over.set()
-    assert all(background.result() for background in backgrounds)
 
 
 def test_threads_in_the_child(client: ProbeServiceClient) -> None:
     work(client, "before", 3)
 
     def in_child() -> bool:
-        backgrounds = [Background(lambda name=name: work(client, name, 20)) for name in "abcdef"]
+        backgrounds = [Background(functools.partial(work, client, name, 20)) for name in "abcdef"]
         return all(background.result() for background in backgrounds)
 
     child = Child(in_child)
     work(client, "parent", 50)
     child.join()
+
+
+def all_kinds(client: ProbeServiceClient, name: str, over: threading.Event) -> int:
+    """Calls of all kinds, one after the other, until somebody says that it is enough; how many there were."""
+    for number in itertools.count(1):
+        text = f"{name} {number}"
+        assert client.echo(EchoRequest(text=text)).request.text == text
+        assert client.echo(EchoRequest(text=text), timeout_seconds=20).request.text == text
+        assert client.echo(EchoRequest(text=text), cancel=CancelToken()).request.text == text
+        assert client.sum([SumRequest(number=number)] * 3).sum == 3 * number
+        assert [message.number for message in client.count(CountRequest(up_to=5))] == [1, 2, 3, 4, 5]
+        with client.call_count(CountRequest(up_to=1000), timeout_seconds=20) as stream:
+            assert next(stream).number == 1
+        with pytest.raises(ConnectError) as raised:
+            client.echo(EchoRequest(delay_ms=20), timeout_seconds=0.002)
+        assert raised.value.code is ConnectErrorCode.DEADLINE_EXCEEDED
+        if over.is_set():
+            return number
+    raise AssertionError
+
+
+def test_both_sides_under_load(client: ProbeServiceClient) -> None:
+    """Threads call while the process forks, again and again, and so do threads in each child, all of them at once.
+
+    They hold locks at the moment of the fork, of which the child gets copies that nobody will ever release.
+    """
+    over = threading.Event()
+
+    def in_child() -> bool:
+        enough = threading.Event()
+        backgrounds = [Background(functools.partial(all_kinds, client, name, enough)) for name in ("c", "d")]
+        time.sleep(0.1)
+        enough.set()
+        return all(background.result() for background in backgrounds)
+
+    backgrounds = [Background(functools.partial(all_kinds, client, name, over)) for name in ("a", "b", "c")]
+    try:
+        for _ in range(4):
+            children = []
+            for _ in range(3):
+                children.append(Child(in_child))
+                time.sleep(0.01)
+            for child in children:
+                child.join()
+    finally:
+        over.set()
+    assert all(background.result() for background in backgrounds)
+
+
+def call_in_worker(client: ProbeServiceClient, name: str) -> int:
+    return os.getpid() if work(client, name, 100) else 0
+
+
+def test_multiprocessing(client: ProbeServiceClient) -> None:
+    """What it forks inherits the client, and leaves in multiprocessing's own way."""
+    work(client, "before", 5)
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=call_in_worker, args=(client, name)) for name in ("a", "b")]
+    for worker in workers:
+        worker.start()
+    work(client, "parent", 100)
+    for worker in workers:
+        worker.join(20)
+        assert worker.exitcode == 0
+    work(client, "after", 5)
+
+
+inherited: ProbeServiceClient | None = None
+
+
+def call_inherited(name: str) -> int:
+    assert inherited is not None
+    return call_in_worker(inherited, name)
+
+
+def test_pool_of_processes(client: ProbeServiceClient) -> None:
+    global inherited
+    inherited = client
+    work(client, "before", 5)
+    try:
+        with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as executor:
+            futures = [executor.submit(call_inherited, name) for name in "abcdef"]
+            work(client, "parent", 100)
+            assert os.getpid() not in {future.result(20) for future in futures}
+    finally:
+        inherited = None
 
 
 def test_deadlines_on_both_sides(client: ProbeServiceClient) -> None:

@@ -1,12 +1,14 @@
-"""``service:app`` on the standard library's server, which takes over the listening socket that it is told."""
+"""An application on the standard library's server.
+
+python wsgiref_server.py <descriptor of the listening socket> <module>:<name>
+"""
 
 from __future__ import annotations
 
+import importlib
 import socket
 import sys
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
-
-import service
 
 
 class Server(WSGIServer):
@@ -23,6 +25,7 @@ class Server(WSGIServer):
 
 
 if __name__ == "__main__":
+    module, _, name = sys.argv[2].partition(":")
     server = Server(("127.0.0.1", 0), WSGIRequestHandler)
-    server.set_app(service.app)
+    server.set_app(getattr(importlib.import_module(module), name))
     server.serve_forever()
