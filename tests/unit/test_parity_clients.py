@@ -12,6 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiohttp.client_proto import ResponseHandler
 from google.protobuf.duration_pb2 import Duration
 from wires import Network, Reply
 
@@ -446,7 +447,9 @@ def hard_answers() -> Iterator[Any]:
 
 @pytest.mark.parametrize("size", [0, 1], ids=["whole", "drip"])
 @pytest.mark.parametrize(("method", "given"), list(hard_answers()))
-def test_answers_that_are_hard(method: Any, given: Reply, size: int) -> None:
+def test_answers_that_are_hard(method: Any, given: Reply, size: int, request: pytest.FixtureRequest) -> None:
+    if "nonsense" in request.node.name and not hasattr(ResponseHandler, "closed"):
+        pytest.skip("this aiohttp tells nobody who reads that a broken chunk has ended the connection")
     networks = [Network([given], size), Network([given, given], size)]
     options = {"use_get": True}
     expected = Calls(networks[0], options).blocking(method, requests_for(method, "a"))

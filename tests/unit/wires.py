@@ -174,15 +174,15 @@ class Wire(asyncio.Transport):
         self._loop = asyncio.get_running_loop()
         self._closed = False
         self._paused = False
-        self._fresh = True  # the request that is to come is a new one
+        self._raw: bytearray | None = None  # of the request that comes, or came last
         self._reply: Reply | None = None
         self._left: list[bytes] = []
 
     def write(self, data: Any) -> None:
-        if self._fresh:
-            self._fresh = False
-            self._network.raw.append(bytearray())
-        raw = self._network.raw[-1]
+        if self._raw is None or Sent(bytes(self._raw)).complete:
+            self._raw = bytearray()
+            self._network.raw.append(self._raw)
+        raw = self._raw
         raw += bytes(data)
         if self._reply is None and b"\r\n\r\n" in raw:
             early = self._network.replies[0].early
@@ -202,7 +202,7 @@ class Wire(asyncio.Transport):
             return
         piece = self._left.pop(0)
         if not self._left and self._reply.then == "keep":
-            self._reply, self._fresh = None, True  # now: the next request may be written any moment
+            self._reply = None  # now: the next request may be written any moment
         else:
             self._loop.call_soon(self._feed)
         self._protocol.data_received(piece)
