@@ -18,6 +18,7 @@ from connectrpc.conformance.v1.config_pb2 import (
     COMPRESSION_IDENTITY,
     COMPRESSION_ZSTD,
     PROTOCOL_CONNECT,
+    PROTOCOL_GRPC_WEB,
 )
 
 from messages import error_to_proto, headers_to_proto
@@ -49,7 +50,7 @@ __all__ = [
 MessageT = TypeVar("MessageT", bound=Message)
 
 
-_PROTOCOLS: dict[int, Literal["connect"]] = {PROTOCOL_CONNECT: "connect"}
+_PROTOCOLS: dict[int, Literal["connect", "grpc-web"]] = {PROTOCOL_CONNECT: "connect", PROTOCOL_GRPC_WEB: "grpc-web"}
 _CODECS: dict[int, Literal["proto", "json"]] = {CODEC_PROTO: "proto", CODEC_JSON: "json"}
 _COMPRESSIONS = {COMPRESSION_GZIP: "gzip", COMPRESSION_BR: "br", COMPRESSION_ZSTD: "zstd"}
 

@@ -10,9 +10,11 @@ from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import Peer, ServerResponse, ServerStream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from multidict import CIMultiDict
+
+    Metadata = tuple[CIMultiDict[str], CIMultiDict[str]]
 
     from connectrpc._core.http import HeaderView, HTTPRequest, RequestHead, Response, ResponseHead
     from connectrpc.codec import Codec
@@ -355,16 +357,12 @@ class UnaryClient(abc.ABC):
         """
 
     @abc.abstractmethod
-    def response(self, status: int, headers: HeaderView, body: bytes) -> Any:
-        """The message of an answer.
+    def response(self, status: int, headers: HeaderView, body: bytes) -> tuple[Any, Callable[[], Metadata]]:
+        """The message of an answer, and what makes its headers and trailers when somebody asks.
 
         Raises:
             ConnectError: what the server answered, or what is wrong with the answer.
         """
-
-    @abc.abstractmethod
-    def metadata(self, headers: HeaderView) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
-        """The headers and trailers of an answer."""
 
 
 class StreamClient(abc.ABC):

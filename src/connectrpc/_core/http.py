@@ -30,6 +30,9 @@ class RequestHead(abc.ABC):
         "connect_timeout_ms",
         "content_encoding",
         "content_type",
+        "grpc_accept_encoding",
+        "grpc_encoding",
+        "grpc_timeout",
         "http_method",
         "path",
         "query",
@@ -45,6 +48,9 @@ class RequestHead(abc.ABC):
     connect_timeout_ms: str | None
     connect_content_encoding: str | None
     connect_accept_encoding: str | None
+    grpc_timeout: str | None
+    grpc_encoding: str | None
+    grpc_accept_encoding: str | None
 
     @abc.abstractmethod
     def read_headers(self) -> CIMultiDict[str]:

@@ -32,7 +32,7 @@ __all__ = ["AsyncClient", "CancelToken", "ClientOptions", "SyncClient"]
 class ClientOptions(TypedDict, total=False):
     """The keyword arguments of generated clients; all of them are optional."""
 
-    protocol: Literal["connect"]
+    protocol: Literal["connect", "grpc-web"]
     """The RPC protocol. By default ``"connect"``."""
 
     codec: Literal["proto", "json"] | Codec
@@ -57,7 +57,7 @@ class ClientOptions(TypedDict, total=False):
 
     use_get: bool
     """Call methods that are marked ``NO_SIDE_EFFECTS`` by GET, so that HTTP caches can answer. By default they are
-    called by POST as all others."""
+    called by POST as all others. Only the Connect protocol has it."""
 
     get_url_max_bytes: int
     """The longest URL of a GET; a call whose message makes it longer goes by POST. By default 8000."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -83,7 +82,7 @@ class AsyncCaller:
         deadline = self._procedures.deadline(timeout_seconds)
         if not self._procedures.interceptors:
             return await self._send_unary(method, req, extra_headers, deadline)
-        context = new_context(method, self.base_url, deadline, extra_headers)
+        context = new_context(method, self._procedures, deadline, extra_headers)
         return await self._intercepted(
             Request(context, message=req),
             lambda request: self._send_unary(method, request.message, context.request_headers, deadline),
@@ -97,8 +96,7 @@ class AsyncCaller:
         async with Within(deadline):
             response = await self._transport.send(request, body)
             received = await response.read(procedure.body_limit)
-        message = procedure.response(response.status, response.headers, received)
-        return message, functools.partial(procedure.metadata, response.headers)
+        return procedure.response(response.status, response.headers, received)
 
     async def _intercepted(
         self, request: Request, send: Callable[[Request], Awaitable[tuple[Any, Callable[[], Metadata]]]]
@@ -151,7 +149,7 @@ class AsyncCaller:
         deadline = self._procedures.deadline(timeout_seconds)
         if not self._procedures.interceptors:
             return await self._send_client_stream(method, reqs, extra_headers, deadline)
-        context = new_context(method, self.base_url, deadline, extra_headers)
+        context = new_context(method, self._procedures, deadline, extra_headers)
 
         def send(request: Request) -> Awaitable[tuple[ResT, Callable[[], Metadata]]]:
             messages: Any = request.messages
@@ -235,7 +233,7 @@ class AsyncCaller:
             return Stream(self._procedures.stream(method).call(), None, None, error)
         if not self._procedures.interceptors:
             return await self._begin_stream(method, reqs, extra_headers, deadline)
-        context = new_context(method, self.base_url, deadline, extra_headers)
+        context = new_context(method, self._procedures, deadline, extra_headers)
         request = Request(context, messages=reqs) if method.kind.client_streams else Request(context, _only(reqs))
         begun: list[AsyncStreamOutput[Any]] = []
 

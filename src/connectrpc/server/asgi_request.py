@@ -68,6 +68,9 @@ class Head(RequestHead):
         self.connect_timeout_ms = fields[b"connect-timeout-ms"]
         self.connect_content_encoding = fields[b"connect-content-encoding"]
         self.connect_accept_encoding = fields[b"connect-accept-encoding"]
+        self.grpc_timeout = fields[b"grpc-timeout"]
+        self.grpc_encoding = fields[b"grpc-encoding"]
+        self.grpc_accept_encoding = fields[b"grpc-accept-encoding"]
 
     def read_headers(self) -> CIMultiDict[str]:
         return CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in self._scope["headers"])
@@ -93,6 +96,9 @@ _FIELDS = (
     b"connect-timeout-ms",
     b"connect-content-encoding",
     b"connect-accept-encoding",
+    b"grpc-timeout",
+    b"grpc-encoding",
+    b"grpc-accept-encoding",
 )
 
 

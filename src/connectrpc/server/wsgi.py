@@ -253,6 +253,9 @@ class _Head(RequestHead):
         self.connect_timeout_ms = get("HTTP_CONNECT_TIMEOUT_MS")
         self.connect_content_encoding = get("HTTP_CONNECT_CONTENT_ENCODING")
         self.connect_accept_encoding = get("HTTP_CONNECT_ACCEPT_ENCODING")
+        self.grpc_timeout = get("HTTP_GRPC_TIMEOUT")
+        self.grpc_encoding = get("HTTP_GRPC_ENCODING")
+        self.grpc_accept_encoding = get("HTTP_GRPC_ACCEPT_ENCODING")
 
     def read_headers(self) -> CIMultiDict[str]:
         headers: CIMultiDict[str] = CIMultiDict()
