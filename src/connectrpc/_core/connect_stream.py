@@ -125,7 +125,7 @@ class ConnectStreamClientCall(StreamClientCall):
 
     def __init__(self, client: ConnectStreamClient) -> None:
         self._client = client
-        self._envelopes = EnvelopeReader(client.settings.read_max_bytes)
+        self._envelopes = EnvelopeReader(client.settings.read_max_bytes, END_STREAM)
         self._headers: HeaderView | None = None
         self._ended = False
         self._error: ConnectError | None = None
@@ -165,7 +165,7 @@ class ConnectStreamClientCall(StreamClientCall):
                 if not flags & ~COMPRESSED:
                     yield read(payload, bool(flags))
                 elif flags & ~COMPRESSED == END_STREAM:
-                    self._end(self._reader.decompress(payload) if flags & COMPRESSED else payload)
+                    self._end(self._reader.decompress_last(payload) if flags & COMPRESSED else payload)
                 else:
                     raise ConnectError(ConnectErrorCode.INTERNAL, f"a message with the unknown flags {flags:#04x}")
         except ConnectError as error:
@@ -179,7 +179,7 @@ class ConnectStreamClientCall(StreamClientCall):
         self._ended = True
         self._error, self._trailers = end_stream_from_json(payload)
 
-    def feed_end(self) -> None:
+    def feed_end(self, trailers: HeaderView | None = None) -> None:  # noqa: ARG002  the last message has them
         if not self._envelopes.at_boundary:
             raise self._told(ConnectError(ConnectErrorCode.INTERNAL, "the stream broke off in the middle of a message"))
         if not self._ended:

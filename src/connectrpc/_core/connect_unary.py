@@ -302,7 +302,13 @@ class ConnectUnaryClient(UnaryClient):
                 f"{self._method.path} takes a {self._method.input.DESCRIPTOR.full_name}, not a {type(message).__name__}"
             )
 
-    def response(self, status: int, headers: HeaderView, body: bytes) -> tuple[Any, Callable[[], Metadata]]:
+    def response(
+        self,
+        status: int,
+        headers: HeaderView,
+        body: bytes,
+        trailers: HeaderView | None = None,  # noqa: ARG002  they are headers here
+    ) -> tuple[Any, Callable[[], Metadata]]:
         metadata = functools.partial(_metadata, headers)
         try:
             return self._message(status, headers, body), metadata

@@ -26,6 +26,8 @@ STATUS, MESSAGE, DETAILS = "grpc-status", "grpc-message", "grpc-status-details-b
 # "Percent-Encoded": printable ASCII but for the percent sign stands for itself.
 _UNRESERVED = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
+_STATUS_MAX_DIGITS = 10
+
 _TYPE_URL_PREFIX = "type.googleapis.com/"
 
 
@@ -35,11 +37,20 @@ def status_of(error: ConnectError | None) -> HeaderList:
         return [(STATUS, "0")]
     # A handler's message may hold lone surrogates, for which UTF-8 has no bytes.
     message = error.message.encode("utf-8", "replace")
-    pairs = [(STATUS, str(error.code.grpc_number)), (MESSAGE, quote_from_bytes(message, _UNRESERVED))]
+    pairs = [(STATUS, str(error.code.grpc_number)), (MESSAGE, _quote(message))]
     if error.details:
         encoded = base64.b64encode(_encode_status(error.code.grpc_number, message, error.details))
         pairs.append((DETAILS, encoded.decode().rstrip("=")))
     return pairs
+
+
+def _quote(message: bytes) -> str:
+    text = quote_from_bytes(message, _UNRESERVED)
+    inner = text.strip(" ")  # RFC 9110 section 5.5: white space around it is no part of a value
+    if len(inner) == len(text):
+        return text
+    start = len(text) - len(text.lstrip(" "))
+    return "%20" * start + inner + "%20" * (len(text) - start - len(inner))
 
 
 def error_from_status(status: str, message: str, details: str) -> ConnectError | None:
@@ -50,11 +61,11 @@ def error_from_status(status: str, message: str, details: str) -> ConnectError |
     """
     if not (status.isascii() and status.isdigit()):
         raise ConnectError(ConnectErrorCode.INTERNAL, f"the status {status[:20]!r} that ends the answer is no number")
-    number = int(status[:10])
+    number = int(status) if len(status) <= _STATUS_MAX_DIGITS else -1
     if number == 0:
         return None
     code = ConnectErrorCode.from_grpc_number(number) or ConnectErrorCode.UNKNOWN
-    error = ConnectError(code, unquote_to_bytes(message).decode("utf-8", "replace"))
+    error = ConnectError(code, unquote_to_bytes(message.encode("utf-8", "replace")).decode("utf-8", "replace"))
     if details:
         try:
             # Several values, or one whose padding was kept, are as good.
@@ -73,7 +84,8 @@ def error_from_status(status: str, message: str, details: str) -> ConnectError |
 def _encode_status(number: int, message: bytes, details: Iterable[ConnectErrorDetail]) -> bytes:
     parts = [b"\x08", _varint(number), b"\x12", _varint(len(message)), message]
     for detail in details:
-        packed = Any(type_url=_TYPE_URL_PREFIX + detail.type, value=detail.value).SerializeToString()
+        name = detail.type.encode("utf-8", "replace").decode()
+        packed = Any(type_url=_TYPE_URL_PREFIX + name, value=detail.value).SerializeToString()
         parts += (b"\x1a", _varint(len(packed)), packed)
     return b"".join(parts)
 

@@ -24,6 +24,7 @@ class RequestHead(abc.ABC):
 
     __slots__ = (
         "accept_encoding",
+        "can_send_trailers",
         "connect_accept_encoding",
         "connect_content_encoding",
         "connect_protocol_version",
@@ -38,6 +39,8 @@ class RequestHead(abc.ABC):
         "query",
     )
 
+    can_send_trailers: bool
+    """Whether the server's HTTP stack can send trailers after the body of an answer."""
     http_method: str
     path: str
     query: str
@@ -72,14 +75,15 @@ class ResponseHead:
 
 
 class Response:
-    """A whole answer."""
+    """A whole answer. ``trailers`` is None for an answer that has none, not even an empty block of them."""
 
-    __slots__ = ("body", "headers", "status")
+    __slots__ = ("body", "headers", "status", "trailers")
 
-    def __init__(self, status: int, headers: HeaderList, body: bytes) -> None:
+    def __init__(self, status: int, headers: HeaderList, body: bytes, trailers: HeaderList | None = None) -> None:
         self.status = status
         self.headers = headers
         self.body = body
+        self.trailers = trailers
 
 
 class HTTPRequest:

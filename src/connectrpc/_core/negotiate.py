@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from connectrpc._core.connect_get import ConnectGetServerMethod, parse_query
 from connectrpc._core.connect_stream import ConnectStreamServerMethod
 from connectrpc._core.connect_unary import ConnectUnaryServerMethod
+from connectrpc._core.grpc import GrpcServerMethod
 from connectrpc._core.grpc_web import GrpcWebServerMethod
 from connectrpc._core.http import Response
 from connectrpc._core.request_headers import media_type
@@ -49,8 +50,10 @@ class Endpoint:
         self.by_encoding: dict[str, ServerMethod] = {}
         """How the method is served by GET, by the name of the codec; empty when it is not."""
         for codec in codecs:
-            server: ServerMethod = GrpcWebServerMethod(method, codec, settings)
-            self.by_media_type.update(dict.fromkeys(server.media_types, server))
+            server: ServerMethod
+            for make in (GrpcServerMethod, GrpcWebServerMethod):
+                server = make(method, codec, settings)
+                self.by_media_type.update(dict.fromkeys(server.media_types, server))
             if method.kind is MethodKind.UNARY:
                 server = ConnectUnaryServerMethod(method, codec, settings)
                 if method.idempotency_level is IdempotencyLevel.NO_SIDE_EFFECTS:

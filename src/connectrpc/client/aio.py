@@ -43,6 +43,7 @@ class AsyncCaller:
     def __init__(self, base_url: str, http_client: object | None, options: ClientOptions) -> None:
         self._procedures = Procedures(base_url, options, asynchronous=True)
         self._transport = async_transport(http_client, connect_timeout=self._procedures.connect_timeout)
+        self._procedures.check_transport(self._transport)
 
     @property
     def base_url(self) -> str:
@@ -96,7 +97,7 @@ class AsyncCaller:
         async with Within(deadline):
             response = await self._transport.send(request, body)
             received = await response.read(procedure.body_limit)
-        return procedure.response(response.status, response.headers, received)
+        return procedure.response(response.status, response.headers, received, response.trailers)
 
     async def _intercepted(
         self, request: Request, send: Callable[[Request], Awaitable[tuple[Any, Callable[[], Metadata]]]]
@@ -175,7 +176,7 @@ class AsyncCaller:
                 while len(messages) < 2 and (chunk := await response.read_chunk()):
                     messages.extend(call.feed(chunk))
                 if len(messages) < 2:
-                    call.feed_end()
+                    call.feed_end(response.trailers)
             finally:
                 response.close()
         return call.only(messages), call.metadata

@@ -12,6 +12,7 @@ from connectrpc._core.chain import checked_interceptors
 from connectrpc._core.connect_get import ConnectGetClient
 from connectrpc._core.connect_stream import ConnectStreamClient
 from connectrpc._core.connect_unary import ConnectUnaryClient
+from connectrpc._core.grpc import GrpcStreamClient, GrpcUnaryClient
 from connectrpc._core.grpc_web import GrpcWebStreamClient, GrpcWebUnaryClient
 from connectrpc._core.metadata import checked
 from connectrpc._core.timeout import timeout_ms
@@ -40,6 +41,7 @@ _USER_AGENT = f"connect-python/{__version__} (Python/{sys.version_info[0]}.{sys.
 
 _PROTOCOLS: dict[str, tuple[_MakeUnary, _MakeStream]] = {
     "connect": (ConnectUnaryClient, ConnectStreamClient),
+    "grpc": (GrpcUnaryClient, GrpcStreamClient),
     "grpc-web": (GrpcWebUnaryClient, GrpcWebStreamClient),
 }
 
@@ -101,6 +103,18 @@ class Procedures:
         # Threads may fill these at the same time: they would put in equal things.
         self._unary: dict[Method[Any, Any], UnaryClient] = {}
         self._streams: dict[Method[Any, Any], StreamClient] = {}
+
+    def check_transport(self, transport: object) -> None:
+        """Refuse a transport that cannot carry the protocol.
+
+        Raises:
+            ValueError: it is gRPC, and the transport has no trailers.
+        """
+        if self.protocol == "grpc" and not getattr(transport, "has_trailers", False):
+            raise ValueError(
+                "gRPC needs HTTP/2 and its trailers, which this HTTP client has not: give a pyqwest client as "
+                "http_client, or take the protocol 'grpc-web' or 'connect'"
+            )
 
     def unary(self, method: Method[Any, Any]) -> UnaryClient:
         """How a method without streams is called."""

@@ -45,6 +45,7 @@ class SyncCaller:
         self._transport = sync_transport(
             http_client, self._procedures.base_url, connect_timeout=self._procedures.connect_timeout
         )
+        self._procedures.check_transport(self._transport)
 
     @property
     def base_url(self) -> str:
@@ -105,7 +106,7 @@ class SyncCaller:
         request, body = procedure.request(req, extra_headers, deadline.timeout_ms)
         response = self._transport.send(request, body, stream=False, deadline=deadline, opening=deadline, cancel=cancel)
         received = response.read(procedure.body_limit)
-        return procedure.response(response.status, response.headers, received)
+        return procedure.response(response.status, response.headers, received, response.trailers)
 
     def _intercepted(
         self, request: Request, send: Callable[[Request], tuple[Any, Callable[[], Metadata]]]

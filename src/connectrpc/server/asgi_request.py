@@ -52,6 +52,7 @@ class Head(RequestHead):
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
+        self.can_send_trailers = "http.response.trailers" in (scope.get("extensions") or ())
         self.http_method = scope["method"]
         self.path = path_of(scope)
         self.query = scope["query_string"].decode("latin-1")
@@ -261,8 +262,11 @@ class RequestBody:
                 await self._change()
 
     async def drain(self) -> bool:
-        """Read what is left, within bounds, and throw it away. Whether that was all."""
-        if self.ended:
+        """Read what is left, within bounds, and throw it away. Whether the connection can be used further.
+
+        Only where the next request comes behind this one: a stream of HTTP/2 just ends.
+        """
+        if self.ended or not self.http_1:
             return True
         drained, until = 0, time.monotonic() + DRAIN_MAX_SECONDS
         try:

@@ -243,6 +243,7 @@ class _Head(RequestHead):
     def __init__(self, environ: dict[str, Any]) -> None:
         get = environ.get
         self._environ = environ
+        self.can_send_trailers = False
         self.http_method = environ["REQUEST_METHOD"]
         self.path = get("PATH_INFO", "")
         self.query = get("QUERY_STRING", "")
