@@ -12,19 +12,26 @@ import signal
 import client_async
 import client_sync
 
+MODES = ["sync", "async", "sync-pyqwest", "async-pyqwest"]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mode", choices=["sync", "async"], required=True)
+    parser.add_argument("--mode", choices=MODES, required=True)
     parser.add_argument("--parallel", type=int, default=16, help="how many calls are made at a time")
     arguments = parser.parse_args()
 
     # The runner wants a program to leave at once, whatever is still under way.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if arguments.mode == "sync":
-        client_sync.run(arguments.parallel)
-    else:
-        asyncio.run(client_async.run(arguments.parallel))
+    match arguments.mode:
+        case "sync":
+            client_sync.run(arguments.parallel, client_sync.pool_manager)
+        case "async":
+            asyncio.run(client_async.run(arguments.parallel, client_async.client_session))
+        case "sync-pyqwest":
+            client_sync.run(arguments.parallel, client_sync.pyqwest_client)
+        case "async-pyqwest":
+            asyncio.run(client_async.run(arguments.parallel, client_async.pyqwest_client))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The async client under test, over aiohttp."""
+"""The async client under test, over aiohttp or pyqwest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ from client_calls import (
     base_url,
     client_options,
     failure,
+    is_full_duplex,
     only_message,
+    pyqwest_settings,
     record,
     timeout_seconds,
     tls_context,
@@ -37,7 +39,10 @@ from client_calls import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+    from typing import TypeAlias
+
+    import pyqwest
 
     from connectrpc.conformance.v1.client_compat_pb2 import ClientCompatResponse
     from connectrpc.conformance.v1.service_pb2 import (
@@ -50,13 +55,20 @@ if TYPE_CHECKING:
     from connectrpc.streams import AsyncStreamCall
     from connectrpc.unary import UnaryOutput
 
-__all__ = ["run"]
+    _HTTPClient: TypeAlias = ClientSession | pyqwest.Client
+
+__all__ = ["client_session", "pyqwest_client", "run"]
 
 MessageT = TypeVar("MessageT", bound=Message)
 
 
-async def run(parallel: int) -> None:
-    """Answer the requests on stdin until it ends, so many at a time."""
+async def run(parallel: int, make: Callable[[ClientCompatRequest], _HTTPClient]) -> None:
+    """Answer the requests on stdin until it ends, so many at a time.
+
+    Args:
+        parallel: how many.
+        make: one of the functions below, which make HTTP clients.
+    """
     slots = asyncio.Semaphore(parallel)
     tasks: set[asyncio.Task[None]] = set()
 
@@ -67,7 +79,7 @@ async def run(parallel: int) -> None:
         finally:
             slots.release()
 
-    async with _HTTPClients() as http_clients:
+    async with _HTTPClients(make) as http_clients:
         while True:
             await slots.acquire()
             request = await asyncio.to_thread(messages.read, sys.stdin.buffer, ClientCompatRequest)
@@ -79,23 +91,35 @@ async def run(parallel: int) -> None:
         await asyncio.gather(*tasks)
 
 
+def client_session(request: ClientCompatRequest) -> ClientSession:
+    return ClientSession(connector=TCPConnector(ssl=tls_context(request) or True))
+
+
+def pyqwest_client(request: ClientCompatRequest) -> pyqwest.Client:
+    import pyqwest
+
+    return pyqwest.Client(pyqwest.HTTPTransport(**pyqwest_settings(request)))
+
+
 class _HTTPClients(contextlib.AsyncExitStack):
-    """The HTTP client for each TLS configuration, shared by all calls that need the same one."""
+    """The HTTP client for each HTTP version and TLS configuration, shared by all calls that need the same one."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[ClientCompatRequest], _HTTPClient]) -> None:
         super().__init__()
-        self._sessions: dict[tuple[bytes, bytes], ClientSession] = {}
+        self._make = make
+        self._clients: dict[tuple[object, ...], _HTTPClient] = {}
 
-    def get(self, request: ClientCompatRequest) -> ClientSession:
-        key = (request.server_tls_cert, request.client_tls_creds.cert)
-        if key not in self._sessions:
-            session = ClientSession(connector=TCPConnector(ssl=tls_context(request) or True))
-            self.push_async_callback(session.close)
-            self._sessions[key] = session
-        return self._sessions[key]
+    def get(self, request: ClientCompatRequest) -> _HTTPClient:
+        key = (request.http_version, request.server_tls_cert, request.client_tls_creds.cert)
+        if key not in self._clients:
+            http_client = self._make(request)
+            if isinstance(http_client, ClientSession):
+                self.push_async_callback(http_client.close)
+            self._clients[key] = http_client
+        return self._clients[key]
 
 
-async def _response(request: ClientCompatRequest, http_client: ClientSession) -> ClientCompatResponse:
+async def _response(request: ClientCompatRequest, http_client: _HTTPClient) -> ClientCompatResponse:
     try:
         async with AsyncConformanceServiceClient(base_url(request), http_client, **client_options(request)) as client:
             return answer(request, await _Call(request, client).make())
@@ -112,6 +136,9 @@ class _Call:
         self._headers = messages.headers_from_proto(request.request_headers)
         self._timeout = timeout_seconds(request)
         self._result = ClientResponseResult()
+        # In full duplex, a request goes out when the one before it was answered.
+        self._full_duplex = is_full_duplex(request)
+        self._turn = asyncio.Semaphore(1)
 
     async def make(self) -> ClientResponseResult:
         # A task of its own, for cancelling it is how asyncio cancels a call.
@@ -175,9 +202,13 @@ class _Call:
     async def _requests(self, message_type: type[MessageT]) -> AsyncIterator[MessageT]:
         self._result.num_unsent_requests = len(self._request.request_messages)
         for packed in self._request.request_messages:
+            if self._full_duplex:
+                await self._turn.acquire()
             await asyncio.sleep(self._request.request_delay_ms / 1000)
             yield unpack(packed, message_type)
             self._result.num_unsent_requests -= 1
+        if self._full_duplex:
+            await self._turn.acquire()
         if self._cancellation.messages_sent():
             # The request must not end before the cancellation comes.
             await asyncio.Event().wait()
@@ -201,4 +232,5 @@ class _Call:
                 if self._cancellation.received(len(self._result.payloads)):
                     # A cancellation comes when something is awaited; the next message may be there without that.
                     await asyncio.sleep(0)
+                self._turn.release()
             record(self._result, responses)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import tempfile
 import traceback
+import typing
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -18,6 +19,10 @@ from connectrpc.conformance.v1.config_pb2 import (
     COMPRESSION_IDENTITY,
     COMPRESSION_ZSTD,
     PROTOCOL_CONNECT,
+    PROTOCOL_GRPC,
+    PROTOCOL_GRPC_WEB,
+    STREAM_TYPE_FULL_DUPLEX_BIDI_STREAM,
+    HTTPVersion,
 )
 
 from messages import error_to_proto, headers_to_proto
@@ -39,7 +44,9 @@ __all__ = [
     "base_url",
     "client_options",
     "failure",
+    "is_full_duplex",
     "only_message",
+    "pyqwest_settings",
     "record",
     "timeout_seconds",
     "tls_context",
@@ -49,7 +56,11 @@ __all__ = [
 MessageT = TypeVar("MessageT", bound=Message)
 
 
-_PROTOCOLS: dict[int, Literal["connect"]] = {PROTOCOL_CONNECT: "connect"}
+_PROTOCOLS: dict[int, Literal["connect", "grpc", "grpc-web"]] = {
+    PROTOCOL_CONNECT: "connect",
+    PROTOCOL_GRPC: "grpc",
+    PROTOCOL_GRPC_WEB: "grpc-web",
+}
 _CODECS: dict[int, Literal["proto", "json"]] = {CODEC_PROTO: "proto", CODEC_JSON: "json"}
 _COMPRESSIONS = {COMPRESSION_GZIP: "gzip", COMPRESSION_BR: "br", COMPRESSION_ZSTD: "zstd"}
 
@@ -89,6 +100,30 @@ def tls_context(request: ClientCompatRequest) -> ssl.SSLContext | None:
             pem.flush()
             context.load_cert_chain(pem.name)
     return context
+
+
+def pyqwest_settings(request: ClientCompatRequest) -> dict[str, typing.Any]:
+    """The arguments of a pyqwest transport: the HTTP version, TLS, and nothing behind the calls' backs."""
+    import pyqwest
+
+    versions = {
+        HTTPVersion.HTTP_VERSION_1: pyqwest.HTTPVersion.HTTP1,
+        HTTPVersion.HTTP_VERSION_2: pyqwest.HTTPVersion.HTTP2,
+    }
+    return {
+        "http_version": versions[request.http_version],
+        "tls_ca_cert": request.server_tls_cert or None,
+        "tls_cert": request.client_tls_creds.cert or None,
+        "tls_key": request.client_tls_creds.key or None,
+        "follow_redirects": False,
+        "enable_gzip": False,
+        "enable_brotli": False,
+        "enable_zstd": False,
+    }
+
+
+def is_full_duplex(request: ClientCompatRequest) -> bool:
+    return request.stream_type == STREAM_TYPE_FULL_DUPLEX_BIDI_STREAM
 
 
 def unpack(packed: Any, message_type: type[MessageT]) -> MessageT:

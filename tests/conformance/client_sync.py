@@ -1,4 +1,4 @@
-"""The sync client under test, over urllib3."""
+"""The sync client under test, over urllib3 or pyqwest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ from client_calls import (
     base_url,
     client_options,
     failure,
+    is_full_duplex,
     only_message,
+    pyqwest_settings,
     record,
     timeout_seconds,
     tls_context,
@@ -39,6 +41,9 @@ from client_calls import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import TypeAlias
+
+    import pyqwest
 
     from connectrpc.conformance.v1.client_compat_pb2 import ClientCompatResponse
     from connectrpc.conformance.v1.service_pb2 import (
@@ -51,14 +56,21 @@ if TYPE_CHECKING:
     from connectrpc.streams import StreamOutput
     from connectrpc.unary import UnaryOutput
 
-__all__ = ["run"]
+    _HTTPClient: TypeAlias = PoolManager | pyqwest.SyncClient
+
+__all__ = ["pool_manager", "pyqwest_client", "run"]
 
 MessageT = TypeVar("MessageT", bound=Message)
 
 
-def run(parallel: int) -> None:
-    """Answer the requests on stdin until it ends, so many at a time."""
-    http_clients = _HTTPClients(parallel)
+def run(parallel: int, make: Callable[[ClientCompatRequest, int], _HTTPClient]) -> None:
+    """Answer the requests on stdin until it ends, so many at a time.
+
+    Args:
+        parallel: how many.
+        make: one of the functions below, which make HTTP clients.
+    """
+    http_clients = _HTTPClients(parallel, make)
     stdout_lock = threading.Lock()
 
     def handle(request: ClientCompatRequest) -> None:
@@ -71,23 +83,34 @@ def run(parallel: int) -> None:
             threads.submit(handle, request)
 
 
+def pool_manager(request: ClientCompatRequest, parallel: int) -> PoolManager:
+    return PoolManager(maxsize=parallel, ssl_context=tls_context(request))
+
+
+def pyqwest_client(request: ClientCompatRequest, parallel: int) -> pyqwest.SyncClient:
+    import pyqwest
+
+    return pyqwest.SyncClient(pyqwest.SyncHTTPTransport(**pyqwest_settings(request)))
+
+
 class _HTTPClients:
-    """The HTTP client for each TLS configuration, shared by all calls that need the same one."""
+    """The HTTP client for each HTTP version and TLS configuration, shared by all calls that need the same one."""
 
-    def __init__(self, parallel: int) -> None:
+    def __init__(self, parallel: int, make: Callable[[ClientCompatRequest, int], _HTTPClient]) -> None:
         self._parallel = parallel
+        self._make = make
         self._lock = threading.Lock()
-        self._managers: dict[tuple[bytes, bytes], PoolManager] = {}
+        self._clients: dict[tuple[object, ...], _HTTPClient] = {}
 
-    def get(self, request: ClientCompatRequest) -> PoolManager:
-        key = (request.server_tls_cert, request.client_tls_creds.cert)
+    def get(self, request: ClientCompatRequest) -> _HTTPClient:
+        key = (request.http_version, request.server_tls_cert, request.client_tls_creds.cert)
         with self._lock:
-            if key not in self._managers:
-                self._managers[key] = PoolManager(maxsize=self._parallel, ssl_context=tls_context(request))
-            return self._managers[key]
+            if key not in self._clients:
+                self._clients[key] = self._make(request, self._parallel)
+            return self._clients[key]
 
 
-def _response(request: ClientCompatRequest, http_client: PoolManager) -> ClientCompatResponse:
+def _response(request: ClientCompatRequest, http_client: _HTTPClient) -> ClientCompatResponse:
     try:
         with ConformanceServiceClient(base_url(request), http_client, **client_options(request)) as client:
             return answer(request, _Call(request, client).make())
@@ -106,6 +129,9 @@ class _Call:
         self._cancel = CancelToken()
         self._cancellation = Cancellation(request, self._cancel.cancel, _call_later)
         self._result = ClientResponseResult()
+        # In full duplex, a request goes out when the one before it was answered.
+        self._full_duplex = is_full_duplex(request)
+        self._turn = threading.Semaphore(1)
 
     def make(self) -> ClientResponseResult:
         match self._request.method:
@@ -162,9 +188,13 @@ class _Call:
     def _requests(self, message_type: type[MessageT]) -> Iterator[MessageT]:
         self._result.num_unsent_requests = len(self._request.request_messages)
         for packed in self._request.request_messages:
+            if self._full_duplex:
+                self._turn.acquire()
             time.sleep(self._request.request_delay_ms / 1000)
             yield unpack(packed, message_type)
             self._result.num_unsent_requests -= 1
+        if self._full_duplex:
+            self._turn.acquire()
         if not self._cancellation.messages_sent():
             self._cancellation.request_ends()
 
@@ -182,7 +212,9 @@ class _Call:
             for message in responses:
                 self._result.payloads.append(message.payload)
                 self._cancellation.received(len(self._result.payloads))
+                self._turn.release()
             record(self._result, responses)
+        self._turn.release(len(self._request.request_messages) + 1)  # nobody is to wait for what will not come
 
 
 def _call_later(delay: float, function: Callable[[], object]) -> None:

@@ -24,12 +24,14 @@ from prepare import GEN, HERE, RUNNER, prepare
 LIMIT_SECONDS = 600
 
 # How many cases there are for the features in the configuration files. A run that has shrunk must not pass.
-CLIENT_CASES = 1630
-SERVER_CASES = 1512
+CLIENT_CASES = 3362
+HTTP2_CLIENT_CASES = 5616
+SERVER_CASES = 2724
+HTTP2_SERVER_CASES = 7288  # and HTTP/1.1
 
 
 class Flake(NamedTuple):
-    """Cases that fail now and then by no fault of ours, and the one complaint about them that is let pass."""
+    """Cases that fail now and then by no fault of ours, and what the one complaint is about that is let pass."""
 
     pattern: str
     complaint: str
@@ -41,26 +43,42 @@ class Flake(NamedTuple):
 TORN_ANSWER = Flake("Timeouts/**/unary", "connect error JSON: unexpected end of JSON input")
 
 
+# The runner's gRPC server begins its answer with the first request message. Go's HTTP/1.1 server reads no more of a
+# request then, so the call is lost when the end of the request comes in a later packet.
+CLOSED_BODY = Flake("**/(grpc server impl)/bidi-stream/half-duplex/**", "http: invalid Read on closed Body")
+
+
 class Run(NamedTuple):
     """One program that is judged: what the runner has to know of it, and how many cases there are for it."""
 
     mode: str
+    config: str
     program: list[str]
     cases: int
     flake: Flake | None = None
 
 
-def client(mode: str) -> Run:
-    return Run("client", ["client.py", "--mode", mode], CLIENT_CASES)
+def client(mode: str, flake: Flake | None = None) -> Run:
+    return Run("client", "config_client.yaml", ["client.py", "--mode", mode], CLIENT_CASES, flake)
+
+
+def pyqwest_client(mode: str) -> Run:
+    return Run("client", "config_client_pyqwest.yaml", ["client.py", "--mode", mode], HTTP2_CLIENT_CASES)
 
 
 def server(name: str, flake: Flake | None = None) -> Run:
-    return Run("server", ["server.py", "--server", name], SERVER_CASES, flake)
+    return Run("server", "config_server.yaml", ["server.py", "--server", name], SERVER_CASES, flake)
+
+
+def http2_server(name: str) -> Run:
+    return Run("server", "config_server_http2.yaml", ["server.py", "--server", name], HTTP2_SERVER_CASES)
 
 
 RUNS = {
     "client-sync": client("sync"),
-    "client-async": client("async"),
+    "client-async": client("async", CLOSED_BODY),
+    "client-sync-pyqwest": pyqwest_client("sync-pyqwest"),
+    "client-async-pyqwest": pyqwest_client("async-pyqwest"),
     "server-gunicorn": server("gunicorn"),
     "server-granian": server("granian"),
     "server-uvicorn-httptools": server("uvicorn-httptools", TORN_ANSWER),
@@ -68,6 +86,8 @@ RUNS = {
     "server-granian-asgi": server("granian-asgi"),
     "server-hypercorn": server("hypercorn", TORN_ANSWER),
     "server-gunicorn-asgi": server("gunicorn-asgi"),
+    "server-uvicorn-http2": http2_server("uvicorn-http2"),
+    "server-gunicorn-asgi-http2": http2_server("gunicorn-asgi-http2"),
 }
 
 
@@ -91,7 +111,7 @@ def main() -> None:
 def passes(name: str, run: Run) -> bool:
     """Let the runner judge, and print its verdict: in full when anything failed."""
     program, *options = run.program
-    command = [str(RUNNER), "--mode", run.mode, "--conf", str(HERE / f"config_{run.mode}.yaml")]
+    command = [str(RUNNER), "--mode", run.mode, "--conf", str(HERE / run.config)]
     if run.flake is not None:
         command += ["--known-flaky", run.flake.pattern]
     command += ["--", sys.executable, str(HERE / program), *options]
@@ -104,7 +124,7 @@ def passes(name: str, run: Run) -> bool:
     ok = (
         status == 0
         and cases == run.cases == passed + len(flaked)
-        and all(run.flake is not None and complaint == run.flake.complaint for complaint in flaked)
+        and all(run.flake is not None and run.flake.complaint in complaint for complaint in flaked)
     )
     verdict = "ok" if ok else "FAILED"
     flakes = f", {len(flaked)} flaked" if flaked else ""

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from connectrpc.conformance.v1.config_pb2 import HTTP_VERSION_2
 from connectrpc.conformance.v1.server_compat_pb2 import ServerCompatRequest, ServerCompatResponse
 
 import messages
@@ -44,10 +45,17 @@ class Certificates(NamedTuple):
 
 
 class Address(NamedTuple):
-    """Where a server is to listen: a socket that is bound to the port, but does not listen yet, and its descriptor."""
+    """Where a server is to listen, and how.
+
+    Attributes:
+        port: the port.
+        fd: the descriptor of a socket that is bound to it, but does not listen yet.
+        http2: whether clients will come with HTTP/2, where the server has a choice.
+    """
 
     port: int
     fd: int
+    http2: bool
 
 
 def gunicorn(address: Address, certificates: Certificates | None, *worker: str) -> list[str]:
@@ -110,6 +118,17 @@ def uvicorn_h11(address: Address, certificates: Certificates | None) -> list[str
     return uvicorn(address, certificates, "h11")
 
 
+def uvicorn_http2(address: Address, certificates: Certificates | None) -> list[str]:
+    return [*uvicorn(address, certificates, "zttp"), "--http2"]
+
+
+def gunicorn_asgi_http2(address: Address, certificates: Certificates | None) -> list[str]:
+    command = gunicorn(address, certificates, "--worker-class", "asgi")
+    if address.http2:  # then it takes nothing else in plain text
+        command += ["--http-protocols", "h2,h1", "--http2-cleartext", "prior-knowledge"]
+    return [*command, "service_async:asgi_app()"]
+
+
 def hypercorn(address: Address, certificates: Certificates | None) -> list[str]:
     command = [sys.executable, "-m", "hypercorn", "--bind", f"fd://{address.fd}"]
     command += ["--graceful-timeout", "1", "--log-level", "error"]
@@ -125,22 +144,24 @@ SERVERS: dict[str, Callable[[Address, Certificates | None], list[str]]] = {
     "granian": granian_wsgi,
     "uvicorn-httptools": uvicorn_httptools,
     "uvicorn-h11": uvicorn_h11,
+    "uvicorn-http2": uvicorn_http2,
     "granian-asgi": granian_asgi,
     "hypercorn": hypercorn,
     "gunicorn-asgi": gunicorn_asgi,
+    "gunicorn-asgi-http2": gunicorn_asgi_http2,
 }
 """The command that serves the conformance service at an address, by the server's name."""
 
 
 @contextlib.contextmanager
-def reserved_address() -> Iterator[Address]:
+def reserved_address(*, http2: bool) -> Iterator[Address]:
     """A free port that stays ours: a socket that is bound, but does not listen, keeps everybody away from it."""
     with socket.socket() as reservation:
         reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # What it accepts inherits this. uvicorn takes what it is given for a Unix socket, and would not set it.
         reservation.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         reservation.bind((HOST, 0))
-        yield Address(reservation.getsockname()[1], reservation.fileno())
+        yield Address(reservation.getsockname()[1], reservation.fileno(), http2)
 
 
 def write_certificates(request: ServerCompatRequest, directory: Path) -> Certificates | None:
@@ -212,7 +233,8 @@ def main() -> None:
     request = messages.read(sys.stdin.buffer, ServerCompatRequest)
     if request is None:
         raise SystemExit("no request on stdin")
-    with tempfile.TemporaryDirectory() as directory, reserved_address() as address:
+    http2 = request.http_version == HTTP_VERSION_2
+    with tempfile.TemporaryDirectory() as directory, reserved_address(http2=http2) as address:
         certificates = write_certificates(request, Path(directory))
         command = SERVERS[arguments.server](address, certificates)
         with running(command, environment(request), address.fd) as process:

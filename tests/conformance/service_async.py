@@ -73,10 +73,31 @@ class AsyncConformanceService:
         return stream_response(_delayed(responses, definition), definition)
 
     async def bidi_stream(self, req: AsyncClientStream[BidiStreamRequest]) -> ServerStream[BidiStreamResponse]:
-        messages = [message async for message in req]
+        messages = []
+        async for message in req:
+            if message.full_duplex:
+                return stream_response(_answered_in_turn(req, message), message.response_definition)
+            messages.append(message)
         definition = bidi_definition(messages)
         responses = stream_messages(BidiStreamResponse, definition, request_info(req, messages))
         return stream_response(_delayed(responses, definition), definition)
+
+
+async def _answered_in_turn(
+    req: AsyncClientStream[BidiStreamRequest], first: BidiStreamRequest
+) -> AsyncIterator[BidiStreamResponse]:
+    """A response for each request as it comes, then the other responses that are asked for."""
+    definition = first.response_definition
+    responses = stream_messages(BidiStreamResponse, definition, request_info(req, [first]))
+    requests = req.__aiter__()
+    request: BidiStreamRequest | None = first
+    for response in responses:
+        if request is not None and request is not first:
+            response.payload.request_info.requests.add().Pack(request)
+        await _delay(definition)
+        yield response
+        if request is not None:
+            request = await anext(requests, None)
 
 
 async def _delayed(responses: Iterator[StreamedT], definition: StreamResponseDefinition) -> AsyncIterator[StreamedT]:

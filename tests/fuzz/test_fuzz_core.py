@@ -14,14 +14,15 @@ from multidict import CIMultiDict
 from connectrpc import compression
 from connectrpc._core.connect_get import parse_query
 from connectrpc._core.envelope import EnvelopeReader
+from connectrpc._core.grpc_status import error_from_status, status_of
 from connectrpc._core.message import choose_compression
-from connectrpc._core.timeout import parse_connect_timeout
+from connectrpc._core.timeout import parse_connect_timeout, parse_grpc_timeout
 from connectrpc._core.wire_error import end_stream_from_json, error_from_json
 from connectrpc.client.options import Procedures
 from connectrpc.codec import JsonCodec
 from connectrpc.compression import TooLargeError
-from connectrpc.errors import ConnectError, ConnectErrorCode
-from harness import BIDI, JSON, PROTO, STREAM_PROTO, UNARY, ask, frame, reply
+from connectrpc.errors import ConnectError, ConnectErrorCode, ConnectErrorDetail
+from harness import BIDI, JSON, PROTO, STREAM_PROTO, UNARY, WEB, WEB_JSON, WEB_PROTO, ask, frame, reply
 
 if TYPE_CHECKING:
     import random
@@ -238,7 +239,7 @@ def test_unary_answers() -> None:
         headers = headers_of(chance, content_type, "content-encoding")
         client = chance.choice(clients)
         try:
-            message = client.response(status, headers, body)
+            message, metadata = client.response(status, headers, body, None)
         except ConnectError as error:
             assert isinstance(error.code, ConnectErrorCode)  # noqa: PT017
             error.response_headers()
@@ -247,6 +248,7 @@ def test_unary_answers() -> None:
         else:
             assert isinstance(message, UNARY.output)
             assert status == 200
+            metadata()
 
     fuzz(case)
 
@@ -272,7 +274,7 @@ def test_streamed_answers() -> None:
             for piece in pieces:
                 for message in call.feed(piece):
                     found.append(message)  # noqa: PERF402
-            call.feed_end()
+            call.feed_end(None)
         except ConnectError as error:
             error.response_headers()
             error.response_trailers()
@@ -296,6 +298,101 @@ def test_streamed_answers() -> None:
     fuzz(case)
 
 
+STATUS = dict(status_of(ConnectError(ConnectErrorCode.ABORTED, "m \u00e4%", [reply("a"), ask("b", 5)])))
+
+
+def test_status_trailers() -> None:
+    """An error, success or a complaint: nothing else."""
+
+    def spoiled(chance: random.Random, name: str, words: list[str]) -> str:
+        return spoil_text(chance, STATUS[name], words) if chance.random() < 0.7 else STATUS[name]
+
+    def case(chance: random.Random) -> None:
+        try:
+            error = error_from_status(
+                spoiled(chance, "grpc-status", ["0", "1", "9", "-", "\u0661"]),
+                spoiled(chance, "grpc-message", ["%", "%ff", "%c3%a4", "\udce4"]),
+                spoiled(chance, "grpc-status-details-bin", ["=", "/", ",", "A", "\udce4"]),
+            )
+        except ConnectError as malformed:
+            assert malformed.code is ConnectErrorCode.INTERNAL  # noqa: PT017
+            return
+        if error is not None:
+            assert error.message.encode() is not None
+            for detail in error.details:
+                with contextlib.suppress(Exception):  # DecodeError: it says so
+                    detail.message()
+
+    fuzz(case)
+
+
+def test_status_there_and_back() -> None:
+    def case(chance: random.Random) -> None:
+        text = "".join(chr(chance.choice((chance.randrange(256), chance.randrange(0xD800)))) for _ in range(20))
+        details = [ConnectErrorDetail("a.B", noise(chance, 300)) for _ in range(chance.randrange(4))]
+        error = ConnectError(chance.choice(list(ConnectErrorCode)), text, details)
+        pairs = dict(status_of(error))
+        assert all(value.isascii() and value.isprintable() for value in pairs.values())
+        found = error_from_status(pairs["grpc-status"], pairs["grpc-message"], pairs.get("grpc-status-details-bin", ""))
+        assert found is not None
+        assert (found.code, found.message, found.details) == (error.code, text, details)
+
+    fuzz(case)
+
+
+def test_answers_of_grpc_web() -> None:
+    """Messages, and then an end or a ConnectError; the same in whatever pieces it comes, and for a unary call."""
+    made = [Procedures("http://h", {"protocol": "grpc-web", **options}, asynchronous=False) for options in OPTIONS]  # type: ignore[typeddict-item]
+    gzip = compression.named("gzip")
+    block = "".join(f"{name}: {value}\r\n" for name, value in STATUS.items()).encode()
+    parts = [
+        frame(reply("a").SerializeToString()),
+        frame(reply("b" * 30).SerializeToString()),
+        frame(gzip.compress(reply("c").SerializeToString()), 1),
+        frame(b'{"fileName":"d"}'),
+        frame(b"grpc-status: 0\r\nx-t: 1\r\n", 0x80),
+        frame(block, 0x80),
+        frame(gzip.compress(block), 0x81),
+    ]
+
+    def read(client: Any, status: int, headers: CIMultiDict[str], pieces: list[bytes]) -> tuple[list[Any], Any]:
+        call, found = client.call(), []
+        try:
+            call.head(status, headers)
+            for piece in pieces:
+                for message in call.feed(piece):
+                    found.append(message)  # noqa: PERF402
+            call.feed_end(None)
+        except ConnectError as error:
+            error.response_headers()
+            error.response_trailers()
+            return found, (error.code, error.message, error.details)
+        return found, None
+
+    def case(chance: random.Random) -> None:
+        body = b"".join(chance.choices(parts, k=chance.randrange(5)))
+        if chance.random() < 0.7:
+            body = spoil(chance, body)
+        status = chance.choice((200, 200, 200, 200, 404))
+        headers = headers_of(chance, chance.choice((WEB_PROTO, WEB_PROTO, WEB, WEB_JSON)), "grpc-encoding")
+        if chance.random() < 0.3:
+            headers["grpc-status"] = chance.choice(("0", "5", "99", "x", ""))
+        procedures = chance.choice(made)
+        client = procedures.stream(BIDI)
+        found, error = read(client, status, headers, [body])
+        assert read(client, status, headers, cut(chance, body)) == (found, error)
+        try:
+            message, metadata = procedures.unary(UNARY).response(status, headers, body, None)
+        except ConnectError as failure:
+            of_unary = (failure.code, failure.message, failure.details)
+            assert of_unary == error or (error is None and len(found) != 1)
+        else:
+            assert ([message], None) == (found, error)
+            metadata()
+
+    fuzz(case)
+
+
 def test_accept_encoding() -> None:
     available = {"gzip": None, "br": None}
 
@@ -313,6 +410,17 @@ def test_timeouts() -> None:
         header = spoil_text(chance, str(chance.randrange(10**10)))
         try:
             assert 0 <= parse_connect_timeout(header) < 10**10
+        except ConnectError as error:
+            assert error.code is ConnectErrorCode.INVALID_ARGUMENT  # noqa: PT017
+
+    fuzz(case)
+
+
+def test_grpc_timeouts() -> None:
+    def case(chance: random.Random) -> None:
+        header = spoil_text(chance, f"{chance.randrange(10**8)}{chance.choice('HMSmun')}", list("HMSmun"))
+        try:
+            assert 0 <= parse_grpc_timeout(header) < 10**10
         except ConnectError as error:
             assert error.code is ConnectErrorCode.INVALID_ARGUMENT  # noqa: PT017
 

@@ -29,6 +29,9 @@ from harness import (
     STREAM_JSON,
     STREAM_PROTO,
     UNARY,
+    WEB,
+    WEB_JSON,
+    WEB_PROTO,
     Answer,
     Connection,
     Starter,
@@ -40,6 +43,7 @@ from harness import (
     part,
     reply,
     scope,
+    trailers_of,
 )
 
 if TYPE_CHECKING:
@@ -106,13 +110,17 @@ class Request:
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
         method = chance.choice(METHODS)
-        self.streams = method.kind.client_streams or method.kind.server_streams
+        web = chance.random() < 0.3
+        self.streams = web or method.kind.client_streams or method.kind.server_streams
+        self.encoding = "grpc-encoding" if web else "connect-content-encoding"
         self.path = method.path if chance.random() < 0.95 else spoil_text(chance, method.path, ["/", "Unary"])
-        usual = (STREAM_PROTO, STREAM_JSON) if self.streams else (PROTO, JSON)
+        usual: tuple[str, ...] = (STREAM_PROTO, STREAM_JSON) if self.streams else (PROTO, JSON)
+        if web:
+            usual = (WEB_PROTO, WEB_JSON, WEB)
         content_type = (
             chance.choice(usual)
             if chance.random() < 0.95
-            else chance.choice((PROTO, JSON, STREAM_PROTO, "", "text/plain"))
+            else chance.choice((PROTO, JSON, STREAM_PROTO, WEB_PROTO, WEB + "-text", "", "text/plain"))
         )
         self.content_type = (
             content_type if chance.random() < 0.9 else spoil_text(chance, content_type, [";", "charset=utf-8"])
@@ -120,7 +128,7 @@ class Request:
         self.http_method = "POST" if chance.random() < 0.9 else chance.choice(("GET", "HEAD", "PUT", ""))
         self.headers: dict[str, str] = {"connect-protocol-version": "1"} if chance.random() < 0.7 else {}
         self.query = ""
-        if method is PURE and chance.random() < 0.6:
+        if method is PURE and not web and chance.random() < 0.6:
             self._get()
         self._add_headers()
         self.body = self._make_body(content_type.endswith("json"))
@@ -139,6 +147,9 @@ class Request:
             ("accept-encoding", encodings),
             ("connect-content-encoding", encodings),
             ("connect-accept-encoding", encodings),
+            ("grpc-encoding", encodings),
+            ("grpc-accept-encoding", encodings),
+            ("grpc-timeout", ["0n", "5S", "99999999H", "123456789n", "1", "-1S", "", "x"]),
             ("connect-timeout-ms", ["0", "1", "5000", "9999999999", "99999999999", "-1", "", "x"]),
             ("connect-protocol-version", ["2", ""]),
             ("x-data-bin", ["AAE", "AAE=, !", ""]),
@@ -168,10 +179,10 @@ class Request:
         else:
             body = b""
             for _ in range(chance.choice((0, 1, 1, 1, 2, 5))):
-                if self.headers.get("connect-content-encoding", "").lower() == "gzip" and chance.random() < 0.8:
+                if self.headers.get(self.encoding, "").lower() == "gzip" and chance.random() < 0.8:
                     body += frame(GZIP.compress(payload()), 1)
                 else:
-                    body += frame(payload(), chance.choice((0, 0, 0, 0, 0, 0, 1, 2, 255)))
+                    body += frame(payload(), chance.choice((0, 0, 0, 0, 0, 0, 1, 2, 0x80, 255)))
         if chance.random() < 0.4:
             body = spoil(chance, body)
         return noise(chance) if chance.random() < 0.05 else body
@@ -199,6 +210,17 @@ def check(request: Request, answer: Answer) -> None:
         assert flags == 2
         check_end(json.loads(last))
         return
+    if media_type.startswith(WEB):
+        assert answer.status == 200
+        name = answer.headers.get("grpc-encoding")
+        *messages, (flags, last) = frames(answer.body)
+        for message_flags, payload in messages:
+            assert message_flags in ((0, 1) if name else (0,))
+            plain = compression.named(name or "").decompress(payload, None) if message_flags else payload
+            assert decode(media_type, plain)
+        assert flags == 0x80
+        check_trailers(trailers_of(last))
+        return
     body = answer.body
     if "content-encoding" in answer.headers:
         body = compression.named(answer.headers["content-encoding"]).decompress(body, None)
@@ -224,6 +246,15 @@ def check_error(error: Any, status: int | None) -> None:
     assert code is not None
     assert status is None or code.http_status == status
     assert code not in (ConnectErrorCode.CANCELED, ConnectErrorCode.DATA_LOSS)
+
+
+def check_trailers(trailers: Any) -> None:
+    number = int(trailers["grpc-status"])
+    assert len(trailers.getall("grpc-status")) == 1
+    if number:
+        code = ConnectErrorCode.from_grpc_number(number)
+        assert code not in (None, ConnectErrorCode.CANCELED, ConnectErrorCode.DATA_LOSS)
+        assert trailers["grpc-message"], "it says what is wrong"
 
 
 def check_end(end: Any) -> None:
@@ -400,7 +431,7 @@ def test_both_answer_the_same() -> None:
 def test_the_fuzzer_finds_its_way() -> None:
     """A fuzzer whose requests all fail at the door tests nothing."""
     outcomes: dict[str, int] = {}
-    for seed in range(1500):
+    for seed in range(2500):
         request = Request(random.Random(seed))
         answer = respond_wsgi(request)
         if answer is None:
@@ -408,6 +439,8 @@ def test_the_fuzzer_finds_its_way() -> None:
         if answer.media_type.startswith("application/connect+"):
             end = json.loads(frames(answer.body)[-1][1])
             outcome = f"stream {end.get('error', {}).get('code', 'ok')}"
+        elif answer.media_type.startswith(WEB):
+            outcome = f"web {trailers_of(frames(answer.body)[-1][1])['grpc-status']}"
         elif answer.media_type == JSON and answer.status != 200:
             outcome = json.loads(answer.body)["code"]
         else:
@@ -427,7 +460,9 @@ def test_the_fuzzer_finds_its_way() -> None:
     wanted |= {
         f"stream {code}" for code in ("ok", "invalid_argument", "internal", "unimplemented", "aborted", "unknown")
     }
+    wanted |= {f"web {number}" for number in (0, 2, 3, 10, 12, 13)}
     assert wanted <= set(outcomes), sorted(wanted - set(outcomes))
     assert outcomes["200"] > 50
     assert outcomes["stream ok"] > 50
+    assert outcomes["web 0"] > 25
     assert {UNARY.path, SERVER.path, CLIENT.path, BIDI.path} <= set(PATHS)

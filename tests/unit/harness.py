@@ -55,6 +55,17 @@ PROTO = "application/proto"
 JSON = "application/json"
 STREAM_PROTO = "application/connect+proto"
 STREAM_JSON = "application/connect+json"
+WEB_PROTO = "application/grpc-web+proto"
+WEB_JSON = "application/grpc-web+json"
+WEB = "application/grpc-web"
+
+
+def accepted(method: Method[Any, Any], codecs: Iterable[str] = ("proto", "json")) -> set[str]:
+    """The media types of the requests that a server takes for a method, in all protocols."""
+    connect = "application/" if method.kind is MethodKind.UNARY else "application/connect+"
+    prefixes = (connect, "application/grpc+", "application/grpc-web+")
+    bare = {"application/grpc", "application/grpc-web"} if "proto" in codecs else set()
+    return bare | {prefix + codec for prefix in prefixes for codec in codecs}
 
 
 def ask(name: str = "", number: int = 0) -> EnumValue:
@@ -84,6 +95,20 @@ def frames(body: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
+def trailers_of(block: bytes) -> CIMultiDict[str]:
+    """The trailers in the last envelope of gRPC-Web: lines as HTTP/1.1 has them, with names in lower case."""
+    assert not block or block.endswith(b"\r\n")
+    trailers: CIMultiDict[str] = CIMultiDict()
+    for line in block.decode("ascii").split("\r\n")[:-1]:
+        name, separator, value = line.partition(": ")
+        assert separator
+        assert name
+        assert name == name.lower()
+        assert value.isprintable()
+        trailers.add(name, value)
+    return trailers
+
+
 def asked(*messages: EnumValue) -> bytes:
     """The body of a streaming request in Protobuf's binary encoding."""
     return b"".join(frame(message.SerializeToString()) for message in messages)
@@ -110,6 +135,12 @@ class Answer:
     @property
     def media_type(self) -> str:
         return self.headers["content-type"]
+
+    def accept_post(self) -> set[str]:
+        """The media types that an answer says requests may have."""
+        listed = self.headers["accept-post"].split(", ")
+        assert len(set(listed)) == len(listed), self
+        return set(listed)
 
     def message(self) -> SourceContext:
         """The message of a successful unary answer."""
@@ -141,6 +172,14 @@ class Answer:
         code: str = self.stream()[1]["error"]["code"]
         return code
 
+    def web(self) -> tuple[list[str], CIMultiDict[str]]:
+        """The texts of an answer of gRPC-Web, and its trailers."""
+        assert (self.status, self.media_type) == (200, WEB_PROTO), self
+        *messages, (flags, last) = frames(self.body)
+        assert all(flags == 0 for flags, _ in messages), self
+        assert flags == 0x80, self
+        return [SourceContext.FromString(payload).file_name for _, payload in messages], trailers_of(last)
+
 
 class Head(RequestHead):
     """The head of a request, straight from what a client's core wants to send."""
@@ -148,7 +187,13 @@ class Head(RequestHead):
     __slots__ = ("_headers",)
 
     def __init__(
-        self, path: str, headers: Iterable[tuple[str, str]], *, http_method: str = "POST", query: str = ""
+        self,
+        path: str,
+        headers: Iterable[tuple[str, str]],
+        *,
+        http_method: str = "POST",
+        query: str = "",
+        can_send_trailers: bool = False,
     ) -> None:
         self._headers: CIMultiDict[str] = CIMultiDict(headers)
         get = self._headers.get
@@ -162,6 +207,10 @@ class Head(RequestHead):
         self.connect_timeout_ms = get("connect-timeout-ms")
         self.connect_content_encoding = get("connect-content-encoding")
         self.connect_accept_encoding = get("connect-accept-encoding")
+        self.grpc_timeout = get("grpc-timeout")
+        self.grpc_encoding = get("grpc-encoding")
+        self.grpc_accept_encoding = get("grpc-accept-encoding")
+        self.can_send_trailers = can_send_trailers
 
     def read_headers(self) -> CIMultiDict[str]:
         return self._headers
@@ -448,6 +497,7 @@ class MemoryResponse:
     def __init__(self, answer: Answer, size: int) -> None:
         self.status = answer.status
         self.headers: Any = answer.headers
+        self.trailers: Any = None
         self._body = answer.body
         self._parts = iter(pieces(answer.body, size))
         self.closed = False
@@ -515,12 +565,14 @@ class MemoryTransport:
 class AsyncMemoryResponse:
     """``MemoryResponse`` to be awaited."""
 
+    trailers = None
     uploaded = True
 
     def __init__(self, response: MemoryResponse) -> None:
         self._response = response
         self.status = response.status
         self.headers = response.headers
+        self.trailers = response.trailers
 
     async def read(self, limit: int | None) -> bytes:
         await asyncio.sleep(0)

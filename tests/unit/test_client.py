@@ -539,7 +539,7 @@ class Rereading:
     def __init__(self, response: MemoryResponse, on_read: Callable[[], None]) -> None:
         self._response = response
         self._on_read = on_read
-        self.status, self.headers = response.status, response.headers
+        self.status, self.headers, self.trailers = response.status, response.headers, response.trailers
         self.interrupt, self.check = response.interrupt, response.check
         self.close, self.read = response.close, response.read
 

@@ -85,8 +85,11 @@ def test_base_urls_that_are_none(make: Callable[..., Any], base_url: str) -> Non
 @pytest.mark.parametrize(
     "options",
     [
-        {"protocol": "grpc"},
+        {"protocol": "grpc"},  # of a transport without trailers
+        {"protocol": "grpc-web-text"},
+        {"protocol": "GRPC-Web"},
         {"protocol": None},
+        {"protocol": "grpc-web", "use_get": True},
         {"codec": "xml"},
         {"send_compression": "compress"},
         {"accept_compression": ["gzip", "compress"]},
@@ -169,6 +172,32 @@ def test_codec(codec: Any) -> None:
     assert body == b'{"name":"a"}'
 
 
+@pytest.mark.parametrize("codec", ["json", JsonCodec()])
+def test_codec_of_grpc_web(codec: Any) -> None:
+    options: Any = {"codec": codec, "protocol": "grpc-web"}
+    request, body = Procedures("http://h", options, asynchronous=False).unary(UNARY).request(ask("a"), None, None)
+    assert dict(request.headers)["content-type"] == "application/grpc-web+json"
+    assert body == b"\0\0\0\0\x0c" + b'{"name":"a"}'
+
+
+@pytest.mark.parametrize("method", [UNARY, PURE], ids=lambda method: method.name)
+def test_grpc_web_sends_by_post_alone(method: Any) -> None:
+    options: Any = {"protocol": "grpc-web", "use_get": False}
+    request, body = Procedures("http://h", options, asynchronous=False).unary(method).request(ask(), None, None)
+    assert (request.method, request.url) == ("POST", f"http://h{method.path}")
+    assert body == b"\0\0\0\0\0"
+
+
+def test_which_protocols_there_are() -> None:
+    for protocol in ("connect", "grpc-web"):
+        make_sync(protocol=protocol)
+        make_async(protocol=protocol)
+    with pytest.raises(ValueError, match=r"'quic'.*connect.*grpc-web"):
+        make_sync(protocol="quic")
+    with pytest.raises(ValueError, match="POST"):
+        make_async(protocol="grpc-web", use_get=True)
+
+
 def test_default_codec() -> None:
     _, body = (
         Procedures("http://h", {"codec": ProtoCodec()}, asynchronous=False).unary(UNARY).request(ask("a"), None, None)
@@ -183,6 +212,11 @@ def test_no_compression(name: str | None) -> None:
     request, _ = procedures.unary(UNARY).request(ask("a"), None, None)
     assert "content-encoding" not in dict(request.headers)
     assert "connect-content-encoding" not in dict(procedures.stream(SERVER).request(None, None).headers)
+    options: Any = {"send_compression": name, "compress_min_bytes": 0, "protocol": "grpc-web"}
+    request, body = Procedures("http://h", options, asynchronous=False).unary(UNARY).request(ask("a"), None, None)
+    assert "grpc-encoding" not in dict(request.headers)
+    assert body
+    assert body[0] == 0
 
 
 @pytest.mark.parametrize(("size", "compressed"), [(1023, False), (1024, True)])

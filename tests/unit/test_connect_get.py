@@ -146,9 +146,10 @@ def test_a_codec_that_cannot() -> None:
 
 def test_an_answer_is_read() -> None:
     made = Procedures("http://h", {"use_get": True}, asynchronous=False).unary(PURE)
-    assert made.response(200, CIMultiDict({"content-type": PROTO}), reply("a").SerializeToString()) == reply("a")
+    message, _ = made.response(200, CIMultiDict({"content-type": PROTO}), reply("a").SerializeToString(), None)
+    assert message == reply("a")
     with pytest.raises(ConnectError) as caught:
-        made.response(404, CIMultiDict({"content-type": JSON}), b'{"code":"not_found"}')
+        made.response(404, CIMultiDict({"content-type": JSON}), b'{"code":"not_found"}', None)
     assert code_of(caught.value) == "not_found"
 
 

@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,9 +32,15 @@ HEAVY = [
 ]
 
 
+OPTIONAL = ["pyqwest"]
+"""Libraries without which the transport of the same name cannot be imported. Not every Python has them."""
+
+
 def modules() -> list[str]:
-    """The dotted names of all modules of the runtime."""
-    paths = (path.relative_to(ROOT.parent).with_suffix("") for path in sorted(ROOT.rglob("*.py")))
+    """The dotted names of all modules of the runtime that can be imported here."""
+    absent = [name for name in OPTIONAL if find_spec(name) is None]
+    files = (path for path in sorted(ROOT.rglob("*.py")) if path.stem not in absent or path.parent.name != "transports")
+    paths = (path.relative_to(ROOT.parent).with_suffix("") for path in files)
     return [".".join(path.parts).removesuffix(".__init__") for path in paths]
 
 
@@ -41,7 +48,7 @@ def run(script: str, *paths: Path, **environ: str) -> str:
     """What a fresh interpreter prints."""
     process = subprocess.run(
         [sys.executable, "-W", "error", "-c", script],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), **environ},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*paths, ROOT.parent))), **environ},
         capture_output=True,
         text=True,
         timeout=60,

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from connectrpc._core.connect import media_type
 from connectrpc._core.http import Response
 from connectrpc._core.negotiate import negotiate
+from connectrpc._core.request_headers import media_type
 from connectrpc.codec import ProtoCodec
+from connectrpc.errors import ConnectErrorCode
 from harness import (
     BIDI,
     CLIENT,
@@ -23,8 +24,12 @@ from harness import (
     STREAM_JSON,
     STREAM_PROTO,
     UNARY,
+    WEB,
+    WEB_JSON,
+    WEB_PROTO,
     Answer,
     Head,
+    accepted,
     endpoints_of,
 )
 
@@ -61,6 +66,7 @@ def answer_to(
     [
         *((method, kind) for method in (UNARY, PURE) for kind in (PROTO, JSON)),
         *((method, kind) for method in (SERVER, CLIENT, BIDI) for kind in (STREAM_PROTO, STREAM_JSON)),
+        *((method, kind) for method in METHODS for kind in (WEB_PROTO, WEB_JSON, WEB)),
     ],
 )
 @pytest.mark.parametrize("spelling", ["{}", "{}; charset=utf-8", "{} ;charset=utf-8", " {}"])
@@ -72,7 +78,7 @@ def test_media_types(method: Method[Any, Any], content_type: str, spelling: str,
     endpoint, call = found
     assert endpoint.method is method
     assert call.method is method
-    assert call.peer().protocol == "connect"
+    assert call.peer().protocol == ("grpc-web" if "grpc-web" in content_type else "connect")
     assert call.peer().address == "192.0.2.1:1234"
 
 
@@ -83,7 +89,10 @@ def test_media_types(method: Method[Any, Any], content_type: str, spelling: str,
             (UNARY, kind)
             for kind in (
                 STREAM_PROTO,
-                "application/grpc",
+                "application/grpc-web-text",
+                "application/grpc-web-text+proto",
+                "application/grpc-web+xml",
+                "application/grpc-webx",
                 "application/xml",
                 "text/json",
                 "",
@@ -103,8 +112,7 @@ def test_media_types(method: Method[Any, Any], content_type: str, spelling: str,
 def test_unsupported_media_types(method: Method[Any, Any], content_type: str | None) -> None:
     answer = answer_to(method.path, content_type)
     assert answer.status == 415
-    served = (PROTO, JSON) if method is UNARY else (STREAM_PROTO, STREAM_JSON)
-    assert answer.headers["accept-post"] == ", ".join(served)
+    assert answer.accept_post() == accepted(method)
     assert answer.body
 
 
@@ -146,7 +154,9 @@ def test_codecs_of_ones_own() -> None:
     options: dict[str, Any] = {"codecs": [Private()]}
     assert not isinstance(ask_for(UNARY.path, "application/x-private", **options), Answer)
     assert not isinstance(ask_for(BIDI.path, "application/connect+x-private", **options), Answer)
-    assert answer_to(UNARY.path, PROTO, **options).headers["accept-post"] == "application/x-private"
+    assert not isinstance(ask_for(BIDI.path, "application/grpc-web+x-private", **options), Answer)
+    assert answer_to(UNARY.path, PROTO, **options).accept_post() == accepted(UNARY, ["x-private"])
+    assert answer_to(UNARY.path, WEB, **options).status == 415, "without a name it is Protobuf's binary encoding"
 
 
 @pytest.mark.parametrize(
@@ -203,6 +213,42 @@ def test_deadline(method: Method[Any, Any], sent: str | None, limit: float | Non
     found = ask_for(method.path, content_type, headers, max_timeout_seconds=limit)
     assert not isinstance(found, Answer)
     assert found[1].deadline.timeout_ms == expected
+    headers = {} if sent is None else {"grpc-timeout": f"{sent}m"}
+    found = ask_for(method.path, WEB_PROTO, headers, max_timeout_seconds=limit)
+    assert not isinstance(found, Answer)
+    assert found[1].deadline.timeout_ms == expected
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        *(
+            ({"grpc-timeout": value}, ConnectErrorCode.INVALID_ARGUMENT)
+            for value in ("", "5", "m", "-1m", "1.5S", "5 S", "5s", "123456789n", "1h")
+        ),
+        ({"grpc-encoding": "compress"}, ConnectErrorCode.UNIMPLEMENTED),
+    ],
+)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_grpc_heads_that_cannot_be_served(
+    method: Method[Any, Any], headers: dict[str, str], code: ConnectErrorCode
+) -> None:
+    texts, trailers = answer_to(method.path, WEB_PROTO, headers).web()
+    assert texts == []
+    assert int(trailers["grpc-status"]) == code.grpc_number
+    if code is ConnectErrorCode.UNIMPLEMENTED:
+        answer = answer_to(method.path, WEB_PROTO, headers, compressions=["gzip", "zstd"])
+        assert answer.headers["grpc-accept-encoding"] == "gzip,zstd"
+        assert "gzip, zstd" in answer.web()[1]["grpc-message"]
+
+
+def test_headers_of_other_protocols_mean_nothing() -> None:
+    others = {"grpc-timeout": "soon", "grpc-encoding": "compress", "connect-content-encoding": "compress"}
+    assert not isinstance(ask_for(UNARY.path, PROTO, others), Answer)
+    others = {"connect-timeout-ms": "soon", "connect-protocol-version": "2"}
+    found = ask_for(UNARY.path, WEB_PROTO, others, require_connect_protocol_header=True)
+    assert not isinstance(found, Answer)
+    assert found[1].deadline.timeout_ms is None
 
 
 @pytest.mark.parametrize(

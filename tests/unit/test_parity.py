@@ -28,6 +28,7 @@ from harness import (
     BIDI,
     CLIENT,
     JSON,
+    METHODS,
     PROTO,
     PURE,
     SERVER,
@@ -36,6 +37,9 @@ from harness import (
     STREAM_PROTO,
     UNARY,
     USUAL,
+    WEB,
+    WEB_JSON,
+    WEB_PROTO,
     Answer,
     ask,
     asked,
@@ -105,6 +109,8 @@ def act(names: list[str], clock: Clock) -> Any:
         raise TimeoutError("secret")
     if "fail" in names:
         raise an_error()
+    if "surrogate detail" in names:
+        raise ConnectError(ConnectErrorCode.ABORTED, "m", [ConnectErrorDetail("\ud800", b"x")])
     if "surrogate" in names:
         raise ConnectError(ConnectErrorCode.INTERNAL, "\ud800")
     if "debug" in names:
@@ -289,7 +295,7 @@ def got_base64(message: bytes, **parameters: str) -> dict[str, Any]:
     return got(base64.urlsafe_b64encode(message).rstrip(b"="), **{"base64": "1", "encoding": "proto", **parameters})
 
 
-ANY = ("raise", "fail", "give error", "surrogate", "debug", "time out", "none")
+ANY = ("raise", "fail", "give error", "surrogate", "surrogate detail", "debug", "time out", "none")
 """What a handler of every kind may do."""
 
 ONE = (
@@ -527,6 +533,75 @@ def stream_cases(method: Any) -> list[Any]:
     ]
 
 
+def web_cases(method: Any) -> list[Any]:
+    """gRPC-Web, in which all kinds of methods look alike."""
+    name, path = method.name.lower(), method.path
+    many = method.kind.client_streams
+    compressed = frame(GZIP.compress(BIG), 1)
+    declared, accepting = {"grpc-encoding": "gzip"}, {"grpc-accept-encoding": "gzip"}
+
+    def web_case(title: str, body: bytes = b"", content_type: str = WEB_PROTO, **changes: Any) -> Any:
+        return case(f"web {name}, {title}", path, content_type, body, **changes)
+
+    def around(body: bytes) -> bytes:
+        return names("a") + body + names("b") if many else body
+
+    behaviours = MANY if method.kind.server_streams else ONE
+    late = STREAM_LATE if method.kind.server_streams else LATE
+    return [
+        web_case("one", names("a")),
+        web_case("two", names("a", "b")),
+        web_case("none"),
+        web_case("empty messages", names("", "") if many else names("")),
+        web_case("json", frame(b'{"name":"a"}'), WEB_JSON),
+        web_case("bad json", frame(b"[]"), WEB_JSON),
+        web_case("no codec named", names("a"), WEB),
+        web_case("parameters", names("a"), "Application/gRPC-Web+Proto; charset=utf-8"),
+        web_case("text", base64.b64encode(names("a")), "application/grpc-web-text"),
+        web_case("unknown codec", names("a"), "application/grpc-web+xml"),
+        web_case("codec that is not served", names("a"), options={"codecs": [JsonCodec()]}),
+        web_case("no codec named, not served", names("a"), WEB, options={"codecs": [JsonCodec()]}),
+        *(web_case(http_method, names("a"), http_method=http_method) for http_method in ("GET", "PUT", "OPTIONS")),
+        web_case("cut off", around(names("a"))[:-1]),
+        web_case("cut off in the header", names("a") + b"\0\0"),
+        web_case("nonsense", around(frame(b"\xff"))),
+        web_case("trailers", names("a") + frame(b"grpc-status: 0\r\n", 0x80)),
+        web_case("end of another protocol", names("a") + frame(b"{}", 2)),
+        web_case("too large", around(frame(b"x" * 9000))),
+        web_case("announces too much", b"\0\xff\xff\xff\xff"),
+        web_case("largest", around(frame(BIG)), options={"read_max_bytes": len(BIG)}),
+        web_case("larger", around(frame(BIG)), options={"read_max_bytes": len(BIG) - 1}),
+        web_case("compressed", around(compressed), headers=declared),
+        web_case("compressed both ways", around(compressed), headers={**declared, **accepting}),
+        web_case("compressed nothing", around(frame(b"", 1)), headers=declared),
+        web_case("declared, not compressed", around(frame(BIG)), headers=declared),
+        web_case("not declared", around(compressed)),
+        web_case("declared as a stream's", around(compressed), headers=STREAM_COMPRESSED),
+        web_case("broken compression", around(frame(b"x", 1)), headers=declared),
+        web_case("bomb", around(frame(GZIP.compress(b"\0" * 10_000), 1)), headers=declared),
+        web_case("unknown compression", names("a"), headers={"grpc-encoding": "x"}),
+        web_case("accepting", around(names("big")), headers=accepting),
+        web_case("accepting a body's", names("big"), headers=ACCEPTING),
+        web_case("accepting in several headers", names("big"), headers=[*accepting.items(), *accepting.items()]),
+        web_case("all compressed", names("a"), headers=accepting, options={"compress_min_bytes": 0}),
+        web_case("no compressions", names("big"), headers=accepting, options={"compressions": []}),
+        web_case("too large to send", around(names("big")), options={"send_max_bytes": 100}),
+        web_case("required version", names("a"), options={"require_connect_protocol_header": True}),
+        web_case("mounted", names("a"), mount="/api"),
+        *(
+            web_case(f"timeout {timeout!r}", names("a"), headers={"grpc-timeout": timeout})
+            for timeout in ("5S", "5000m", "99999999H", "0n", "1.5S", "-1S", "", "123456789n", "5s")
+        ),
+        *(web_case(behaviour, around(names(behaviour))) for behaviour in behaviours),
+        *(
+            web_case(f"{behaviour}, accepting", around(names(behaviour)), headers=accepting)
+            for behaviour in ("fail", "metadata", "error")
+        ),
+        *(web_case(behaviour, around(names(behaviour)), headers={"grpc-timeout": "5S"}) for behaviour in late),
+        web_case("late for the service", names("late"), options={"max_timeout_seconds": 9}),
+    ]
+
+
 CASES = [
     *UNARY_CASES,
     *HTTP_CASES,
@@ -534,6 +609,7 @@ CASES = [
     *stream_cases(SERVER),
     *stream_cases(CLIENT),
     *stream_cases(BIDI),
+    *(parameters for method in METHODS for parameters in web_cases(method)),
 ]
 
 
@@ -636,11 +712,13 @@ def test_the_table_is_about_something(clock: Clock) -> None:
         path, content_type, body, changes = parameters.values
         asked_: Any = (path, content_type, body, changes)
         found = through_wsgi(wsgi_service(SERVICE, Sync(clock), **options_of(changes)), asked_)
-        answers.add((found.status, found.headers.get("content-type"), found.body))
+        answers.add((path, found.status, found.headers.get("content-type"), found.body))
     assert len(answers) > len(CASES) / 4
-    statuses = {status for status, _, _ in answers}
+    statuses = {status for _, status, _, _ in answers}
     assert statuses >= {200, 400, 404, 405, 415, 429, 500, 501, 504}
-    texts = b"\n".join(body for _, _, body in answers)
+    texts = b"\n".join(body for *_, body in answers)
+    for number in (0, 2, 3, 4, 5, 8, 10, 12, 13):
+        assert b"grpc-status: %d\r\n" % number in texts
     for code in (
         *("unknown", "invalid_argument", "deadline_exceeded", "not_found", "resource_exhausted", "unimplemented"),
         *("internal", "aborted"),
@@ -671,8 +749,9 @@ def seen_of(request: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("options", [{}, {"max_timeout_seconds": 3}, {"max_timeout_seconds": 20}])
 @pytest.mark.parametrize("timeout", [[], [("connect-timeout-ms", "5000")]], ids=["for ever", "timeout"])
+@pytest.mark.parametrize("protocol", ["connect", "grpc-web"])
 @pytest.mark.parametrize("method", [UNARY, PURE, SERVER, CLIENT, BIDI], ids=lambda method: method.name)
-def test_handlers_see_the_same(method: Any, timeout: list[tuple[str, str]], options: Any) -> None:
+def test_handlers_see_the_same(method: Any, protocol: str, timeout: list[tuple[str, str]], options: Any) -> None:
     seen: list[Any] = []
 
     def note(request: Any) -> Any:
@@ -681,6 +760,9 @@ def test_handlers_see_the_same(method: Any, timeout: list[tuple[str, str]], opti
 
     implementation = types.SimpleNamespace(**{method.python_name: note})
     content_type, body = (STREAM_PROTO, names("a")) if method in (SERVER, CLIENT, BIDI) else (PROTO, A)
+    if protocol == "grpc-web":
+        content_type, body = WEB_PROTO, names("a")
+        timeout = [("grpc-timeout", "5S")] if timeout else []
     headers = [*SEEN, *timeout]
     made = environ(method.path, body, content_type, joined(headers))
     made["HTTP_X_LATIN"] = "\xe4"
@@ -692,6 +774,7 @@ def test_handlers_see_the_same(method: Any, timeout: list[tuple[str, str]], opti
     one, other = seen
     assert one == other
     assert one["looked up"] == "1"
+    assert one["peer"][1] == protocol
     limits = [5000] if timeout else []
     limits += [seconds * 1000 for seconds in options.values()]
     assert one["timeout"] == min(limits, default=None)
@@ -910,6 +993,30 @@ def test_interceptors_are_told_the_same(
         assert told[-1] == "end"
 
 
+@pytest.mark.parametrize("which", ["mixed", "refusing", "refusing on_response_headers", "refusing on_end"])
+@pytest.mark.parametrize(
+    ("behaviour", "method"), HOOKED, ids=[f"{method.name.lower()}, {name}" for name, method in HOOKED]
+)
+def test_interceptors_are_told_the_same_in_grpc_web(which: str, behaviour: str, method: Any, clock: Clock) -> None:
+    body = names("x", behaviour) if method.kind.client_streams else names(behaviour)
+    asked_: Ask = (method.path, WEB_PROTO, body, {"headers": {"grpc-timeout": "5S"}})
+    logs: list[list[Any]] = [[], [], []]
+    expected = through_wsgi(wsgi_service(SERVICE, Sync(clock), interceptors=SETS[which](False, logs[0])), asked_)
+    assert (expected.status, expected.media_type) == (200, WEB_PROTO)
+    for implementation, log in ((Async(clock), logs[1]), (Waiting(clock), logs[2])):
+        app = asgi_service(SERVICE, implementation, interceptors=SETS[which](True, log))
+        assert all_of(through_asgi(app, asked_)) == all_of(expected)
+        assert log == logs[0]
+    assert [entry[1] for entry in logs[0] if entry[0] == "a"].count("end") == 1
+    # The protocol makes no difference to them.
+    connect: Ask = (method.path, STREAM_PROTO, body, {"headers": TIMEOUT})
+    if method in (UNARY, PURE):
+        connect = (method.path, PROTO, ask(behaviour).SerializeToString(), {"headers": TIMEOUT})
+    log = []
+    through_wsgi(wsgi_service(SERVICE, Sync(clock), interceptors=SETS[which](False, log)), connect)
+    assert log == logs[0]
+
+
 @pytest.mark.parametrize("cut", [0, 1])
 @pytest.mark.parametrize("drip", [False, True])
 def test_messages_that_are_told_as_they_come(drip: bool, cut: int, clock: Clock) -> None:
@@ -947,7 +1054,8 @@ def test_the_same_bytes_from_threads(
         through_wsgi(wsgi_service(SERVICE, InThreads(Sync(clock)), **options), asked_),
         through_asgi(asgi_service(SERVICE, InThreads(Sync(clock)), **options), asked_),
     ):
-        if "content-length" not in expected.headers and b"deadline_exceeded" in expected.body:
+        late = any(said in expected.body for said in (b"deadline_exceeded", b"grpc-status: 4\r\n"))
+        if "content-length" not in expected.headers and late:
             # It is seen while the thread is waited for, before the answer has begun: then its length is known.
             found.headers.pop("content-length", None)
         assert all_of(found) == all_of(expected)

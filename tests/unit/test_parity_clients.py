@@ -31,6 +31,9 @@ from harness import (
     STREAM_JSON,
     STREAM_PROTO,
     UNARY,
+    WEB,
+    WEB_JSON,
+    WEB_PROTO,
     ask,
     asked,
     frame,
@@ -215,6 +218,8 @@ ERROR = json.dumps(
     }
 ).encode()
 GZIPPED = ("Content-Encoding", "gzip")
+# The code 10, the message "m", and the same detail, as a google.rpc.Status
+WEB_DETAILS = "CAoSAW0aMgosdHlwZS5nb29nbGVhcGlzLmNvbS9nb29nbGUucHJvdG9idWYuRHVyYXRpb24SAggF"
 
 
 def end(error: bytes | None = None, metadata: str | None = None) -> bytes:
@@ -393,25 +398,101 @@ def stream_answers(good: bytes) -> dict[str, Reply]:
     return answers.table
 
 
+def web_end(*lines: str, flags: int = 0x80) -> bytes:
+    return frame("".join(f"{line}\r\n" for line in lines).encode("latin-1"), flags)
+
+
+WEB_ERROR = ("grpc-status: 10", "grpc-message: m%C3%A4", f"grpc-status-details-bin: {WEB_DETAILS}")
+
+
+def web_answers(good: bytes) -> dict[str, Reply]:
+    answers = Answers(WEB_PROTO, good)
+    declared = ("Grpc-Encoding", "gzip")
+
+    def add(name: str, body: bytes, *headers: tuple[str, str], **changes: Any) -> None:
+        for framing in ("length", "chunked"):
+            data = http(body, WEB_PROTO, headers=[*headers, *METADATA], framing=framing, **changes)
+            answers.add(f"{name}, {framing}", data)
+
+    packed = frame(GZIP.compress(TEXT), 1)
+    well = web_end("grpc-status: 0")
+    add("nothing", b"")
+    add("only an end", well)
+    add("two messages", replies("a", "b") + well)
+    add("many messages", replies(*map(str, range(300))) + well)
+    add("no end", replies("a"))
+    add("cut off", replies("a", "b")[:-1])
+    add("cut off in the header", replies("a") + b"\0\0")
+    add("end cut off", replies("a") + well[:-1])
+    add("a message after the end", replies("a") + well + replies("b"))
+    add("two ends", replies("a") + well + well)
+    add("half a message after the end", replies("a") + well + b"\0")
+    add("nonsense", replies("a") + frame(b"\xff") + well)
+    add("unknown flags", replies("a") + frame(TEXT, 4) + well)
+    add("end of another protocol", replies("a") + end())
+    add("trailers", replies("a") + web_end("grpc-status: 0", "x-t: 1", "X-T: 2", "x-u-bin: AAE"))
+    add("error", replies("a") + web_end(*WEB_ERROR, "x-t: 1"))
+    add("error at once", web_end(*WEB_ERROR, "x-t: 1"))
+    for status in ("1", "16", "17", "", "x", "-1", "4294967296"):
+        add(f"status {status!r}", replies("a") + web_end(f"grpc-status: {status}", "grpc-message: m"))
+        headers = [("Grpc-Status", status), ("Grpc-Message", "m%20%C3%A4"), ("X-T", "1")]
+        add(f"trailers only, status {status!r}", b"", *headers)
+        add(f"status {status!r} in the headers, and messages", replies("a") + well, *headers)
+        add(f"status {status!r} in the headers, and no end", replies("a"), *headers)
+    add("trailers only, well", b"", ("grpc-status", "0"))
+    headers = [(name, value) for name, _, value in (line.partition(": ") for line in WEB_ERROR)]
+    add("trailers only, details", b"", *headers)
+    add("end without a status", replies("a") + web_end("x-t: 1"))
+    add("empty end", replies("a") + frame(b"", 0x80))
+    add("end that is no block of headers", replies("a") + frame(b"{}", 0x80))
+    add("compressed", packed + well, declared)
+    add("compressed nothing", frame(b"", 1) + well, declared)
+    add("compressed end", packed + frame(GZIP.compress(b"grpc-status: 0\r\nx-t: 1\r\n"), 0x81), declared)
+    add("declared, not compressed", replies("a") + well, declared)
+    add("not declared", packed + well)
+    add("end not declared", replies("a") + frame(GZIP.compress(b"grpc-status: 0\r\n"), 0x81))
+    add("broken compression", frame(GZIP.compress(TEXT)[:-9], 1) + well, declared)
+    add("unknown compression", replies("a") + well, ("Grpc-Encoding", "x-none"))
+    add("compressed as a body", GZIP.compress(replies("a") + well), GZIPPED)
+    add("large", frame(BIG_TEXT) + well)
+    add("too large", replies("a") + frame(BIG_TEXT * 3) + well)
+    add("too large when it is decompressed", frame(GZIP.compress(BIG_TEXT * 3), 1) + well, declared)
+    add("announces too much", replies("a") + b"\0\xff\xff\xff\xff")
+    add("announces too long an end", replies("a") + b"\x80\xff\xff\xff\xff")
+    for content_type in (WEB, WEB_JSON, "application/grpc", "application/grpc-web-text"):
+        answers.add(f"media type {content_type}", http(good, content_type, headers=METADATA))
+    for then in ("end", "reset"):
+        body = replies("a", "b") + well
+        answers.add(f"{then} between messages", http(body, WEB_PROTO)[: -len(replies("b") + well)], then)
+        answers.add(f"{then} before the trailers", http(body, WEB_PROTO)[: -len(well)], then)
+        answers.add(f"{then} in the trailers", http(body, WEB_PROTO)[:-1], then)
+    answers.add("early error", http(web_end(*WEB_ERROR), WEB_PROTO, headers=METADATA, framing="chunked"), early=True)
+    return answers.table
+
+
 STREAM_ONE = replies("answer") + end(None, '{"x-t":["1"]}')
-TABLES: list[tuple[Any, dict[str, Reply]]] = [
-    (UNARY, unary_answers()),
-    (PURE, unary_answers()),
-    (SERVER, stream_answers(STREAM_ONE)),
-    (CLIENT, stream_answers(STREAM_ONE)),
-    (BIDI, stream_answers(STREAM_ONE)),
+WEB_ONE = replies("answer") + web_end("grpc-status: 0", "x-t: 1")
+CONNECT: dict[str, Any] = {"use_get": True}
+GRPC_WEB: dict[str, Any] = {"protocol": "grpc-web"}
+TABLES: list[tuple[Any, dict[str, Reply], dict[str, Any]]] = [
+    (UNARY, unary_answers(), CONNECT),
+    (PURE, unary_answers(), CONNECT),
+    (SERVER, stream_answers(STREAM_ONE), CONNECT),
+    (CLIENT, stream_answers(STREAM_ONE), CONNECT),
+    (BIDI, stream_answers(STREAM_ONE), CONNECT),
+    *((method, web_answers(WEB_ONE), GRPC_WEB) for method in (UNARY, SERVER, CLIENT)),
 ]
 ANSWERS = [
-    pytest.param(method, given, id=f"{method.name.lower()}: {name}")
-    for method, table in TABLES
+    pytest.param(method, given, protocol, id=f"{protocol.get('protocol', '')} {method.name.lower()}: {name}".strip())
+    for method, table, protocol in TABLES
     for name, given in table.items()
 ]
 
 
 @pytest.mark.parametrize("size", [0, 1], ids=["whole", "drip"])
-@pytest.mark.parametrize(("method", "given"), ANSWERS)
-def test_the_same_answer(method: Any, given: Reply, size: int) -> None:
-    options = {"read_max_bytes": 8000, "use_get": True}
+@pytest.mark.parametrize(("method", "given", "protocol"), ANSWERS)
+def test_the_same_answer(method: Any, given: Reply, protocol: dict[str, Any], size: int) -> None:
+    options = {"read_max_bytes": 8000, **protocol}
     for raising in (False, True):
         networks = [Network([given], size) for _ in range(2)]
         expected = Calls(networks[0], options).blocking(method, requests_for(method, "a", "b"), raising=raising)
@@ -422,6 +503,19 @@ def test_the_same_answer(method: Any, given: Reply, size: int) -> None:
             assert isinstance(expected.get("error"), tuple | None), "the form that tells does not raise"
         elif "raised" in expected:
             assert isinstance(expected["raised"], tuple), "only what calls fail with"
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_messages_that_were_not_encoded(method: Any) -> None:
+    """What a library makes of bytes above 127 in headers is its own, but the error gets through."""
+    headers = [("grpc-status", "5"), ("grpc-message", "m\xe4"), ("x-h", "1")]
+    for colour in ("blocking", "awaited"):
+        network = Network([Reply(http(b"", WEB_PROTO, headers=headers))])
+        outcome = getattr(Calls(network, GRPC_WEB), colour)(method, requests_for(method, "a"))
+        code, message, *_ = outcome["error"]
+        assert code is ConnectErrorCode.NOT_FOUND
+        assert message.startswith("m")
+        assert message.encode()
 
 
 def hard_answers() -> Iterator[Any]:
@@ -466,16 +560,17 @@ def test_answers_that_are_hard(method: Any, given: Reply, size: int, request: py
 
 def test_the_answers_are_about_something() -> None:
     outcomes, codes = set(), set()
-    for method, table in TABLES:
+    for method, table, protocol in TABLES:
         for given in table.values():
-            outcome = Calls(Network([given]), {"read_max_bytes": 8000}).blocking(method, requests_for(method, "a"))
+            options = {"read_max_bytes": 8000, **protocol, "use_get": False}
+            outcome = Calls(Network([given]), options).blocking(method, requests_for(method, "a"))
             outcomes.add((method, repr(outcome)))
             if outcome["error"] is not None:
                 codes.add(outcome["error"][0].code_name)
     assert len(outcomes) > len(ANSWERS) / 4
     assert codes == {
         *("aborted", "internal", "permission_denied", "resource_exhausted", "unauthenticated", "unavailable"),
-        *("unimplemented", "unknown"),
+        *("unimplemented", "unknown", "canceled"),
     }
 
 
@@ -516,6 +611,11 @@ def calls() -> Iterator[Any]:
         "headers": {"extra_headers": {"x-a": "1", "X-Many": ["2", "3"]}},
         "user agent": {"extra_headers": {"User-Agent": "mine"}},
         "deadline": {"timeout_seconds": 50},
+        "grpc-web": {"protocol": "grpc-web"},
+        "grpc-web, json": {"protocol": "grpc-web", "codec": "json"},
+        "grpc-web, compressing": {"protocol": "grpc-web", "send_compression": "gzip"},
+        "grpc-web, accepting none": {"protocol": "grpc-web", "accept_compression": []},
+        "grpc-web, headers": {"protocol": "grpc-web", "extra_headers": {"x-a": "1", "X-Many": ["2", "3"]}},
         "limits": {"send_max_bytes": 100_000, "read_max_bytes": None},
         "intercepted": {"interceptors": [Hooks()]},
     }
@@ -533,13 +633,16 @@ def calls() -> Iterator[Any]:
                 )
         for title, names in {"none": (), "empty": ("",), "large": (BIG,), "many": tuple(map(str, range(200)))}.items():
             if names or method.kind.client_streams:
-                for name in ("plain", "json", "compressing", "by get", "by get, json"):
+                for name in ("plain", "json", "compressing", "by get", "by get, json", "grpc-web", "grpc-web, json"):
                     made = Call(method, names, (), **options[name])
                     yield pytest.param(made, id=f"{method.name.lower()}, {name}, {title}")
 
 
 def good_for(method: Any, options: dict[str, Any]) -> Reply:
     as_json = options.get("codec") == "json"
+    if options.get("protocol") == "grpc-web":
+        body = frame(b'{"fileName":"answer"}') if as_json else replies("answer")
+        return Reply(http(body + web_end("grpc-status: 0"), WEB_JSON if as_json else WEB_PROTO, framing="chunked"))
     if method in (UNARY, PURE):
         return Reply(http(b'{"fileName":"answer"}', JSON) if as_json else http(TEXT))
     body = frame(b'{"fileName":"answer"}') if as_json else replies("answer")
@@ -585,6 +688,28 @@ def test_the_form_of_requests() -> None:
     }
 
 
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_the_form_of_requests_of_grpc_web(method: Any) -> None:
+    network = Network([good_for(method, GRPC_WEB)])
+    names = ("a", "b") if method.kind.client_streams else ("a",)
+    assert Calls(network, GRPC_WEB).blocking(method, requests_for(method, *names), None, 7.0004)["texts"] == ["answer"]
+    (sent,) = network.sent()
+    assert sent.line == f"POST /base{method.path} HTTP/1.1"
+    assert sent.body == asked(*(ask(name, 5) for name in names))
+    headers = sent.joined()
+    assert headers.pop("transfer-encoding", None) == ("chunked" if method.kind.client_streams else None)
+    headers.pop("content-length", None)
+    assert headers == {
+        "accept-encoding": "identity",
+        "content-type": WEB_PROTO,
+        "grpc-accept-encoding": "zstd,br,gzip",
+        "grpc-timeout": "7001m",
+        "host": "host:81",
+        "user-agent": sent.headers["user-agent"],
+        "x-grpc-web": "1",
+    }
+
+
 # Calls that never go out, or stop on their way
 
 
@@ -600,20 +725,24 @@ class Broken:
         raise self._error
 
 
+@pytest.mark.parametrize("protocol", ["connect", "grpc-web"])
 @pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("names", [(), ("a", "b")])
 @pytest.mark.parametrize(
     "error", [ZeroDivisionError("mine"), ConnectError(ConnectErrorCode.DATA_LOSS, "m"), OSError("mine")]
 )
 @pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)
-def test_requests_that_break_off(method: Any, error: Exception, names: tuple[str, ...], early: bool) -> None:
+def test_requests_that_break_off(
+    method: Any, error: Exception, names: tuple[str, ...], early: bool, protocol: str
+) -> None:
     """The caller gets what its iterator raised, whatever the server has said by then."""
-    given = Reply(http(STREAM_ONE, STREAM_PROTO), early=early)
+    body = (WEB_ONE, WEB_PROTO) if protocol == "grpc-web" else (STREAM_ONE, STREAM_PROTO)
+    given = Reply(http(*body), early=early)
     outcomes = []
     for colour in ("blocking", "awaited"):
         for raising in (False, True):
             network = Network([given])
-            call = getattr(Calls(network, {}), colour)
+            call = getattr(Calls(network, {"protocol": protocol}), colour)
             outcomes.append(call(method, Broken(error, *names), raising=raising))
     if early:
         # The asynchronous client reads while it writes, so it may have had its answer by then.
@@ -635,6 +764,9 @@ def test_requests_that_break_off(method: Any, error: Exception, names: tuple[str
         ((None, -1.0), {}),
         ((None, float("nan")), {}),
         ((), {"send_max_bytes": 1}),
+        (({"grpc-timeout": "1S"},), {"protocol": "grpc-web"}),
+        ((None, 0), {"protocol": "grpc-web"}),
+        ((), {"protocol": "grpc-web", "send_max_bytes": 1}),
     ],
 )
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
@@ -645,7 +777,7 @@ def test_calls_that_do_not_go_out(method: Any, args: tuple[Any, ...], options: d
             network = Network([good_for(method, options)])
             call = getattr(Calls(network, options), colour)
             outcomes.append(call(method, requests_for(method, "a"), *args, raising=raising))
-            if not (options and method.kind.client_streams):
+            if not ("send_max_bytes" in options and method.kind.client_streams):
                 assert network.raw == []
         assert outcomes[0] == outcomes[1]
         assert outcomes[0]["texts"] == []
@@ -654,10 +786,11 @@ def test_calls_that_do_not_go_out(method: Any, args: tuple[Any, ...], options: d
 @pytest.mark.parametrize("wrong", [reply("of an answer"), None, "text", 5])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_wrong_requests(method: Any, wrong: Any) -> None:
-    for options in ({}, {"use_get": True}):
+    kinds: list[dict[str, Any]] = [{}, {"use_get": True}, {"protocol": "grpc-web"}]
+    for options in kinds:
         outcomes = []
         for colour in ("blocking", "awaited"):
-            network = Network([good_for(method, {})])
+            network = Network([good_for(method, options)])
             call = getattr(Calls(network, options), colour)
             outcomes.append(call(method, [wrong] if method.kind.client_streams else wrong))
         assert outcomes[0] == outcomes[1]
@@ -758,13 +891,13 @@ SETS: dict[str, Callable[[bool, list[Any]], list[Any]]] = {
 
 
 @pytest.mark.parametrize("which", SETS)
-@pytest.mark.parametrize(("method", "given"), ANSWERS)
-def test_interceptors_are_told_the_same(which: str, method: Any, given: Reply) -> None:
+@pytest.mark.parametrize(("method", "given", "protocol"), ANSWERS)
+def test_interceptors_are_told_the_same(which: str, method: Any, given: Reply, protocol: dict[str, Any]) -> None:
     logs: list[list[Any]] = [[], []]
     networks = [Network([given]), Network([given])]
     outcomes = []
     for asynchronous, network, log in zip((False, True), networks, logs, strict=True):
-        options = {"read_max_bytes": 8000, "interceptors": SETS[which](asynchronous, log)}
+        options = {"read_max_bytes": 8000, **protocol, "use_get": False, "interceptors": SETS[which](asynchronous, log)}
         calls = Calls(network, options)
         outcomes.append((calls.awaited if asynchronous else calls.blocking)(method, requests_for(method, "a", "b")))
     assert outcomes[0] == outcomes[1]

@@ -17,6 +17,7 @@ from multidict import CIMultiDict
 from connectrpc._core.call import exactly_one, messages_of
 from connectrpc._core.http import Response
 from connectrpc._core.negotiate import negotiate
+from connectrpc._core.timeout import parse_grpc_timeout
 from connectrpc.client.options import Procedures
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.method import Method
@@ -25,6 +26,8 @@ from connectrpc.server.handlers import coded, failed, last_part
 from harness import BIDI, CLIENT, METHODS, PURE, SERVER, UNARY, ask, endpoints_of, head_of, pieces, reply
 
 AnyMethod = Method[EnumValue, SourceContext]
+
+PROTOCOLS = pytest.mark.parametrize("protocol", ["connect", "grpc-web"])
 
 LONG = "the same over and over " * 200
 HEADERS = {"X-One": "1", "x-many": ["2", "3"], "x-data-bin": "AAECAw"}
@@ -118,23 +121,30 @@ class Wire:
     def _unary(
         self, method: AnyMethod, message: EnumValue, headers: Any, timeout_ms: int | None, outcome: Outcome
     ) -> None:
-        client = self._procedures.unary(method)
-        request, body = client.request(message, headers, timeout_ms)
+        request, body = self._procedures.unary(method).request(message, headers, timeout_ms)
         self._serve(request, body or b"")
-        found = client.response(self.status, self.response_headers, self.response_body)
-        outcome.texts.append(found.file_name)
-        outcome.headers, outcome.trailers = client.metadata(self.response_headers)
+        self.read(method, outcome)
 
     def _stream(
         self, method: AnyMethod, messages: list[EnumValue], headers: Any, timeout_ms: int | None, outcome: Outcome
     ) -> None:
         client = self._procedures.stream(method)
         self._serve(client.request(headers, timeout_ms), b"".join(map(client.send, messages)))
-        call = client.call()
+        self.read(method, outcome)
+
+    def read(self, method: AnyMethod, outcome: Outcome) -> None:
+        """What the client makes of the answer that is there."""
+        if not (method.kind.client_streams or method.kind.server_streams):
+            client = self._procedures.unary(method)
+            found, metadata = client.response(self.status, self.response_headers, self.response_body, None)
+            outcome.texts.append(found.file_name)
+            outcome.headers, outcome.trailers = metadata()
+            return
+        call = self._procedures.stream(method).call()
         call.head(self.status, self.response_headers)
         for piece in pieces(self.response_body, self._size):
             outcome.texts += [message.file_name for message in call.feed(piece)]
-        call.feed_end()
+        call.feed_end(None)
         outcome.headers, outcome.trailers = call.metadata()
         if not method.kind.server_streams:
             exactly_one(outcome.texts, "response")
@@ -206,13 +216,15 @@ def has(found: CIMultiDict[str], given: dict[str, Any]) -> bool:
     )
 
 
+@PROTOCOLS
 @pytest.mark.parametrize("size", [0, 1, 100])
 @pytest.mark.parametrize("compression", [None, "gzip", "br", "zstd"])
 @pytest.mark.parametrize("codec", ["proto", "json"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_calls(method: AnyMethod, codec: str, compression: str | None, size: int) -> None:
+def test_calls(method: AnyMethod, codec: str, compression: str | None, size: int, protocol: str) -> None:
     service = Service(None, HEADERS, TRAILERS)
     options = {
+        "protocol": protocol,
         "codec": codec,
         "send_compression": compression,
         "accept_compression": [compression] if compression else (),
@@ -231,14 +243,16 @@ def test_calls(method: AnyMethod, codec: str, compression: str | None, size: int
         assert (len(body) < 2000) is (compression is not None), "it was compressed if that was asked for"
 
 
+@PROTOCOLS
 @pytest.mark.parametrize("size", [0, 1])
 @pytest.mark.parametrize("compression", [None, "gzip"])
 @pytest.mark.parametrize("codec", ["proto", "json"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_errors(method: AnyMethod, codec: str, compression: str | None, size: int) -> None:
+def test_errors(method: AnyMethod, codec: str, compression: str | None, size: int, protocol: str) -> None:
     details = [Duration(seconds=5), ask("detail", 6), reply("x" * 3000)]
     error = ConnectError(ConnectErrorCode.FAILED_PRECONDITION, "why \u00e4\u20ac\U0001f600 \"'\\ \n", details)
-    wire = Wire(Service(error, HEADERS, TRAILERS), size, {"codec": codec, "send_compression": compression})
+    options = {"protocol": protocol, "codec": codec, "send_compression": compression}
+    wire = Wire(Service(error, HEADERS, TRAILERS), size, options)
     messages = asked_of(method)
     outcome = wire.call(method, messages)
     assert outcome.error is not None
@@ -249,16 +263,18 @@ def test_errors(method: AnyMethod, codec: str, compression: str | None, size: in
     assert has(outcome.trailers, TRAILERS)
 
 
+@PROTOCOLS
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 @pytest.mark.parametrize("code", ConnectErrorCode)
-def test_codes(method: AnyMethod, code: ConnectErrorCode) -> None:
-    outcome = Wire(Service(ConnectError(code), None, None)).call(method, [ask()])
+def test_codes(method: AnyMethod, code: ConnectErrorCode, protocol: str) -> None:
+    outcome = Wire(Service(ConnectError(code), None, None), 0, {"protocol": protocol}).call(method, [ask()])
     assert outcome.error is not None
     assert (outcome.error.code, outcome.error.message) == (code, "")
 
 
+@PROTOCOLS
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_what_a_handler_raises(method: AnyMethod) -> None:
+def test_what_a_handler_raises(method: AnyMethod, protocol: str) -> None:
     def raising(error: Exception) -> Any:
         def handler(request: object) -> Any:
             raise error
@@ -266,60 +282,66 @@ def test_what_a_handler_raises(method: AnyMethod) -> None:
         return types.SimpleNamespace(**{method.python_name: handler for method in METHODS})
 
     error = ConnectError(ConnectErrorCode.NOT_FOUND, "told", [ask("detail")])
-    outcome = Wire(raising(error)).call(method, [ask()])
+    outcome = Wire(raising(error), 0, {"protocol": protocol}).call(method, [ask()])
     assert outcome.error is not None
     assert (str(outcome.error), outcome.error.details) == ("not_found: told", error.details)
-    outcome = Wire(raising(RuntimeError("secret"))).call(method, [ask()])
+    outcome = Wire(raising(RuntimeError("secret")), 0, {"protocol": protocol}).call(method, [ask()])
     assert outcome.error is not None
     assert outcome.error.code is ConnectErrorCode.UNKNOWN
     assert "secret" not in str(outcome.error)
 
 
+@PROTOCOLS
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_methods_that_the_server_lacks(method: AnyMethod) -> None:
-    outcome = Wire(types.SimpleNamespace()).call(method, [ask()])
+def test_methods_that_the_server_lacks(method: AnyMethod, protocol: str) -> None:
+    outcome = Wire(types.SimpleNamespace(), 0, {"protocol": protocol}).call(method, [ask()])
     assert outcome.error is not None
     assert outcome.error.code is ConnectErrorCode.UNIMPLEMENTED
 
 
+@PROTOCOLS
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_a_server_that_cannot_decompress(method: AnyMethod) -> None:
+def test_a_server_that_cannot_decompress(method: AnyMethod, protocol: str) -> None:
     """The client learns what the server has."""
-    wire = Wire(Service(None, None, None), 0, {"send_compression": "br"}, {"compressions": ["gzip", "zstd"]})
+    options = {"protocol": protocol, "send_compression": "br"}
+    wire = Wire(Service(None, None, None), 0, options, {"compressions": ["gzip", "zstd"]})
     outcome = wire.call(method, [ask(LONG)])
     assert outcome.error is not None
     assert outcome.error.code is ConnectErrorCode.UNIMPLEMENTED
     assert "gzip, zstd" in outcome.error.message
+    if protocol == "grpc-web":
+        assert outcome.headers["grpc-accept-encoding"] == "gzip,zstd"
 
 
+@PROTOCOLS
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 @pytest.mark.parametrize("codec", ["proto", "json"])
-def test_limits_of_the_server(method: AnyMethod, codec: str) -> None:
+def test_limits_of_the_server(method: AnyMethod, codec: str, protocol: str) -> None:
     for compression in (None, "gzip"):
-        wire = Wire(
-            Service(None, None, None), 1, {"codec": codec, "send_compression": compression}, {"read_max_bytes": 1000}
-        )
+        options = {"protocol": protocol, "codec": codec, "send_compression": compression}
+        wire = Wire(Service(None, None, None), 1, options, {"read_max_bytes": 1000})
         outcome = wire.call(method, [ask(LONG)])
         assert outcome.error is not None
         assert outcome.error.code is ConnectErrorCode.RESOURCE_EXHAUSTED
 
 
+@PROTOCOLS
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 @pytest.mark.parametrize("codec", ["proto", "json"])
-def test_limits_of_the_client(method: AnyMethod, codec: str) -> None:
+def test_limits_of_the_client(method: AnyMethod, codec: str, protocol: str) -> None:
     for compression in ((), ("gzip",)):
-        wire = Wire(
-            Service(None, None, None), 0, {"codec": codec, "accept_compression": compression, "read_max_bytes": 1000}
-        )
+        options = {"protocol": protocol, "codec": codec, "accept_compression": compression, "read_max_bytes": 1000}
+        wire = Wire(Service(None, None, None), 0, options)
         outcome = wire.call(method, [ask(LONG)])
         assert outcome.error is not None
         assert outcome.error.code is ConnectErrorCode.RESOURCE_EXHAUSTED
 
 
+@PROTOCOLS
 @pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)
-def test_streams_of_nothing(method: AnyMethod) -> None:
+def test_streams_of_nothing(method: AnyMethod, protocol: str) -> None:
     service = Service(None, None, None)
-    outcome = Wire(service).call(method, [])
+    outcome = Wire(service, 0, {"protocol": protocol}).call(method, [])
     assert outcome.error is None
     assert service.seen == []
     assert outcome.texts == expected_of(method, [])
@@ -341,11 +363,13 @@ def test_get() -> None:
             assert service.timeout_ms == 60_000
 
 
+@PROTOCOLS
 @pytest.mark.parametrize("method", [UNARY, SERVER], ids=lambda method: method.name)
-def test_a_server_that_speaks_another_codec(method: AnyMethod) -> None:
+def test_a_server_that_speaks_another_codec(method: AnyMethod, protocol: str) -> None:
     from connectrpc.codec import ProtoCodec
 
-    outcome = Wire(Service(None, None, None), 0, {"codec": "json"}, {"codecs": [ProtoCodec()]}).call(method, [ask()])
+    options = {"protocol": protocol, "codec": "json"}
+    outcome = Wire(Service(None, None, None), 0, options, {"codecs": [ProtoCodec()]}).call(method, [ask()])
     assert outcome.error is not None
     assert outcome.error.code is ConnectErrorCode.UNKNOWN
     assert "415" in outcome.error.message
@@ -355,3 +379,34 @@ def test_a_server_that_speaks_another_codec(method: AnyMethod) -> None:
 def test_both_require_the_version(method: AnyMethod) -> None:
     wire = Wire(Service(None, None, None), 0, {"use_get": True}, {"require_connect_protocol_header": True})
     assert wire.call(method, [ask()]).error is None
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_grpc_web_needs_no_version(method: AnyMethod) -> None:
+    options = {"protocol": "grpc-web"}
+    wire = Wire(Service(None, None, None), 0, options, {"require_connect_protocol_header": True})
+    assert wire.call(method, [ask()]).error is None
+
+
+@pytest.mark.parametrize("timeout_ms", [1, 60_000, 99_999_999, 123_456_789, 9_000_000_001])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_timeouts_of_grpc(method: AnyMethod, timeout_ms: int) -> None:
+    """The server gives the call no less time than the client does."""
+    wire = Wire(Service(None, None, None), 0, {"protocol": "grpc-web"})
+    wire.call(method, [ask()], None, timeout_ms)
+    found = parse_grpc_timeout(wire.request_headers["grpc-timeout"])
+    assert 0 <= found - timeout_ms < 1000
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_answers_without_their_end(method: AnyMethod) -> None:
+    """However much of an answer is lost, what is left is no success."""
+    wire = Wire(Service(None, HEADERS, TRAILERS), 0, {"protocol": "grpc-web"})
+    assert wire.call(method, [ask("a", 1)]).error is None
+    whole = wire.response_body
+    for length in range(len(whole)):
+        wire.response_body = whole[:length]
+        with pytest.raises(ConnectError) as caught:
+            wire.read(method, Outcome())
+        assert caught.value.code is ConnectErrorCode.INTERNAL
+        assert has(caught.value.response_headers(), HEADERS)

@@ -42,6 +42,7 @@ from harness import (
     USUAL,
     Answer,
     Starter,
+    accepted,
     ask,
     asked,
     call_wsgi,
@@ -875,7 +876,7 @@ def test_not_posted(http_method: str) -> None:
 
 def test_plain_answers() -> None:
     assert respond(ECHO, content_type="text/plain").status == 415
-    assert respond(ECHO, content_type="text/plain").headers["accept-post"] == f"{PROTO}, {JSON}"
+    assert respond(ECHO, content_type="text/plain").accept_post() == accepted(UNARY)
     assert call_wsgi(ECHO, environ("/unknown")).status == 404
     assert call_wsgi(ECHO, environ(PATH_INFO=None)).status == 404
     assert respond(ECHO, CONTENT_TYPE=None).status == 415

@@ -10,11 +10,13 @@ from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import Peer, ServerResponse, ServerStream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from multidict import CIMultiDict
 
-    from connectrpc._core.http import HeaderView, HTTPRequest, RequestHead, Response, ResponseHead
+    Metadata = tuple[CIMultiDict[str], CIMultiDict[str]]
+
+    from connectrpc._core.http import HeaderList, HeaderView, HTTPRequest, RequestHead, Response, ResponseHead
     from connectrpc.codec import Codec
     from connectrpc.compression import Compression
     from connectrpc.headers import HeaderInput
@@ -124,10 +126,15 @@ class ServerCall(abc.ABC):
     ``finish``.
     """
 
-    __slots__ = ("_headers", "deadline", "head", "method")
+    __slots__ = ("_headers", "deadline", "head", "method", "trailers")
 
     protocol: str
     """What ``Peer.protocol`` says."""
+
+    has_trailers = False
+    """Whether a streamed answer ends with HTTP trailers. They are in ``trailers`` after ``finish``."""
+
+    trailers: HeaderList
 
     def __init__(self, method: Method[Any, Any], head: RequestHead) -> None:
         self.method = method
@@ -355,16 +362,20 @@ class UnaryClient(abc.ABC):
         """
 
     @abc.abstractmethod
-    def response(self, status: int, headers: HeaderView, body: bytes) -> Any:
-        """The message of an answer.
+    def response(
+        self, status: int, headers: HeaderView, body: bytes, trailers: HeaderView | None
+    ) -> tuple[Any, Callable[[], Metadata]]:
+        """The message of an answer, and what makes its headers and trailers when somebody asks.
+
+        Args:
+            status: the HTTP status.
+            headers: as they came.
+            body: all of it.
+            trailers: those of HTTP itself, if there were any.
 
         Raises:
             ConnectError: what the server answered, or what is wrong with the answer.
         """
-
-    @abc.abstractmethod
-    def metadata(self, headers: HeaderView) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
-        """The headers and trailers of an answer."""
 
 
 class StreamClient(abc.ABC):
@@ -420,8 +431,8 @@ class StreamClientCall(abc.ABC):
         """Whether the server has said how the stream went, so that only the end of the body may still come."""
 
     @abc.abstractmethod
-    def feed_end(self) -> None:
-        """Take the end of the body.
+    def feed_end(self, trailers: HeaderView | None) -> None:
+        """Take the end of the body, and the trailers of HTTP itself, if there were any.
 
         Raises:
             ConnectError: what the server ended the stream with, or that it broke off.

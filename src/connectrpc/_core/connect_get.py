@@ -9,7 +9,7 @@ import base64
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote
 
-from connectrpc._core.connect import RequestHeaders, open_deadline
+from connectrpc._core.connect import connect_timeout, open_deadline
 from connectrpc._core.connect_unary import (
     ConnectUnaryClient,
     ConnectUnaryServerCall,
@@ -18,6 +18,7 @@ from connectrpc._core.connect_unary import (
 )
 from connectrpc._core.http import HTTPRequest
 from connectrpc._core.message import limited
+from connectrpc._core.request_headers import RequestHeaders
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class ConnectGetClient(ConnectUnaryClient):
     def __init__(self, method: Method[Any, Any], settings: ClientSettings) -> None:
         super().__init__(method, settings)
         self._get_prefix = f"{settings.base_url}{method.path}?connect=v1"
-        self._get_headers = RequestHeaders(settings, [accept_encoding(settings)])
+        self._get_headers = RequestHeaders(settings, [accept_encoding(settings)], connect_timeout)
 
     def request(
         self, message: Any, extra_headers: HeaderInput | None, timeout_ms: int | None

@@ -6,17 +6,18 @@ https://connectrpc.com/docs/protocol "Streaming-Request", "Streaming-Response".
 from __future__ import annotations
 
 import functools
-import itertools
 from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
 
-from connectrpc._core.call import ServerCall, ServerMethod, StreamClient, StreamClientCall, exactly_one
-from connectrpc._core.connect import RequestHeaders, check_version, media_type, open_deadline
-from connectrpc._core.envelope import COMPRESSED, HEADER_SIZE, EnvelopeReader, envelope
-from connectrpc._core.http import HTTPRequest, Response, ResponseHead
-from connectrpc._core.message import MessageReader, MessageWriter, choose_compression
+from connectrpc._core.call import ServerMethod, StreamClient, StreamClientCall
+from connectrpc._core.connect import check_version, connect_timeout, open_deadline
+from connectrpc._core.envelope import COMPRESSED, EnvelopeReader, envelope
+from connectrpc._core.envelope_call import EnvelopeServerCall
+from connectrpc._core.http import HTTPRequest, ResponseHead
+from connectrpc._core.message import MessageReader, MessageWriter
 from connectrpc._core.metadata import checked
+from connectrpc._core.request_headers import RequestHeaders, media_type
 from connectrpc._core.wire_error import end_stream_from_json, end_stream_to_json
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
@@ -40,119 +41,37 @@ _MEDIA_TYPE_PREFIX = "application/connect+"
 class ConnectStreamServerMethod(ServerMethod):
     """A streaming method in one codec."""
 
-    __slots__ = ("media_type", "media_types")
+    __slots__ = ("media_types",)
 
     def __init__(self, method: Method[Any, Any], codec: Codec, settings: ServerSettings) -> None:
         super().__init__(method, codec, settings)
-        self.media_type = _MEDIA_TYPE_PREFIX + codec.name
-        self.media_types = (self.media_type,)
+        self.media_types = (_MEDIA_TYPE_PREFIX + codec.name,)
 
     def call(self, head: RequestHead) -> ConnectStreamServerCall:
         return ConnectStreamServerCall(self, head)
 
 
-class ConnectStreamServerCall(ServerCall):
+class ConnectStreamServerCall(EnvelopeServerCall):
     """A call with a stream on either side."""
 
-    __slots__ = ("_compression", "_envelopes", "_reader", "_server", "_taken", "_writer")
+    __slots__ = ()
 
     protocol = "connect"
 
-    def __init__(self, server: ConnectStreamServerMethod, head: RequestHead) -> None:
-        super().__init__(server.method, head)
-        self._server = server
-        self._compression: str | None = None
-        self._writer = MessageWriter(server.codec, None, 0, server.settings.send_max_bytes)
-        self._envelopes = EnvelopeReader(server.settings.read_max_bytes)
-        self._taken: list[Any] = []
-
     def open(self) -> None:
-        head, settings, codec = self.head, self._server.settings, self._server.codec
-        self._compression = choose_compression(
-            head.connect_accept_encoding, head.connect_content_encoding, settings.compressions
-        )
-        if self._compression is not None:
-            self._writer = MessageWriter(
-                codec,
-                settings.compressions[self._compression],
-                settings.compress_min_bytes,
-                settings.send_max_bytes,
-            )
+        head, settings = self.head, self._server.settings
+        self._choose_compression(head.connect_accept_encoding, head.connect_content_encoding)
         check_version(head, settings)
         self.deadline = open_deadline(head, settings)
-        self._reader = MessageReader(
-            codec,
-            self.method.input,
-            settings.find_compression(head.connect_content_encoding),
-            settings.read_max_bytes,
-            ConnectErrorCode.INVALID_ARGUMENT,
-        )
-
-    def feed(self, chunk: bytes) -> Iterator[Any]:
-        return itertools.starmap(self._message, self._envelopes.feed(chunk))
-
-    def _message(self, flags: int, payload: bytes) -> Any:
-        if flags & ~COMPRESSED:
-            raise ConnectError(ConnectErrorCode.INVALID_ARGUMENT, f"a message with the unknown flags {flags:#04x}")
-        return self._reader.read(payload, bool(flags))
-
-    def feed_end(self) -> None:
-        if not self._envelopes.at_boundary:
-            raise ConnectError(ConnectErrorCode.INVALID_ARGUMENT, "the request ended in the middle of a message")
-
-    @property
-    def wanted(self) -> int:
-        return self._envelopes.missing
-
-    def receive(self, body: bytes) -> Any:
-        self.take(body)
-        return self.taken()
-
-    def take(self, chunk: bytes) -> None:
-        for message in self.feed(chunk):
-            self._taken.append(message)
-            if len(self._taken) > 1:
-                break
-        if len(self._taken) > 1:
-            exactly_one(self._taken, "request")
-
-    def taken(self) -> Any:
-        self.feed_end()
-        return exactly_one(self._taken, "request")
-
-    def whole_body_limit(self) -> int | None:
-        limit = self._server.settings.read_max_bytes
-        return None if limit is None else limit + HEADER_SIZE
-
-    def respond(self, message: Any, headers: HeaderInput | None, trailers: HeaderInput | None) -> Response:
-        return self._whole(headers, self.send(message) + self.finish(None, trailers))
-
-    def fail(
-        self, error: ConnectError, headers: HeaderInput | None = None, trailers: HeaderInput | None = None
-    ) -> Response:
-        return self._whole(headers, self.finish(error, trailers))
-
-    def _whole(self, headers: HeaderInput | None, body: bytes) -> Response:
-        head = self.start(headers)
-        head.headers.append(("content-length", str(len(body))))
-        return Response(head.status, head.headers, body)
+        self._open_request(head.connect_content_encoding)
 
     def start(self, headers: HeaderInput | None) -> ResponseHead:
-        pairs = [("content-type", self._server.media_type)]
+        pairs = [("content-type", self._server.media_types[0])]
         if self._compression is not None:
             pairs.append(("connect-content-encoding", self._compression))
         if headers:
             pairs.extend(checked(headers))
         return ResponseHead(200, pairs)  # whatever becomes of the stream: its last envelope tells
-
-    def send(self, message: Any) -> bytes:
-        if not isinstance(message, self.method.output):
-            raise TypeError(
-                f"{self.method.python_name}() gave {type(message).__name__}: expected "
-                f"{self.method.output.DESCRIPTOR.full_name} or a ConnectError"
-            )
-        payload, compressed = self._writer.write(message)
-        return envelope(COMPRESSED if compressed else 0, payload)
 
     def finish(self, error: ConnectError | None, trailers: HeaderInput | None) -> bytes:
         # Never compressed: one thing less that can go wrong where something has.
@@ -182,7 +101,7 @@ class ConnectStreamClient(StreamClient):
             headers.append(("connect-content-encoding", settings.send_compression.name))
         if settings.accept_compressions:
             headers.append(("connect-accept-encoding", ", ".join(settings.accept_compressions)))
-        self._headers = RequestHeaders(settings, headers)
+        self._headers = RequestHeaders(settings, headers, connect_timeout)
 
     def call(self) -> ConnectStreamClientCall:
         return ConnectStreamClientCall(self)
@@ -206,7 +125,7 @@ class ConnectStreamClientCall(StreamClientCall):
 
     def __init__(self, client: ConnectStreamClient) -> None:
         self._client = client
-        self._envelopes = EnvelopeReader(client.settings.read_max_bytes)
+        self._envelopes = EnvelopeReader(client.settings.read_max_bytes, END_STREAM)
         self._headers: HeaderView | None = None
         self._ended = False
         self._error: ConnectError | None = None
@@ -246,7 +165,7 @@ class ConnectStreamClientCall(StreamClientCall):
                 if not flags & ~COMPRESSED:
                     yield read(payload, bool(flags))
                 elif flags & ~COMPRESSED == END_STREAM:
-                    self._end(self._reader.decompress(payload) if flags & COMPRESSED else payload)
+                    self._end(self._reader.decompress_last(payload) if flags & COMPRESSED else payload)
                 else:
                     raise ConnectError(ConnectErrorCode.INTERNAL, f"a message with the unknown flags {flags:#04x}")
         except ConnectError as error:
@@ -260,7 +179,7 @@ class ConnectStreamClientCall(StreamClientCall):
         self._ended = True
         self._error, self._trailers = end_stream_from_json(payload)
 
-    def feed_end(self) -> None:
+    def feed_end(self, trailers: HeaderView | None = None) -> None:  # noqa: ARG002  the last message has them
         if not self._envelopes.at_boundary:
             raise self._told(ConnectError(ConnectErrorCode.INTERNAL, "the stream broke off in the middle of a message"))
         if not self._ended:

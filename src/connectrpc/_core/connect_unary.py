@@ -9,7 +9,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from connectrpc._core.call import ServerCall, ServerMethod, UnaryClient
-from connectrpc._core.connect import RequestHeaders, check_version, media_type, open_deadline
+from connectrpc._core.connect import check_version, connect_timeout, open_deadline
 from connectrpc._core.http import HTTPRequest, Response
 from connectrpc._core.message import (
     MessageWriter,
@@ -22,6 +22,7 @@ from connectrpc._core.message import (
     undecodable,
 )
 from connectrpc._core.metadata import TRAILER_PREFIX, checked, split_trailers
+from connectrpc._core.request_headers import RequestHeaders, media_type
 from connectrpc._core.wire_error import error_from_json, error_to_json
 from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectError, ConnectErrorCode
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from multidict import CIMultiDict
 
-    from connectrpc._core.call import ClientSettings, ServerSettings
+    from connectrpc._core.call import ClientSettings, Metadata, ServerSettings
     from connectrpc._core.http import HeaderList, HeaderView, RequestHead, ResponseHead
     from connectrpc.codec import Codec
     from connectrpc.compression import Compression
@@ -280,6 +281,7 @@ class ConnectUnaryClient(UnaryClient):
                 ("connect-protocol-version", "1"),
                 accept_encoding(settings),
             ],
+            connect_timeout,
         )
         self.body_limit = settings.read_max_bytes
 
@@ -300,11 +302,18 @@ class ConnectUnaryClient(UnaryClient):
                 f"{self._method.path} takes a {self._method.input.DESCRIPTOR.full_name}, not a {type(message).__name__}"
             )
 
-    def response(self, status: int, headers: HeaderView, body: bytes) -> Any:
+    def response(
+        self,
+        status: int,
+        headers: HeaderView,
+        body: bytes,
+        trailers: HeaderView | None = None,  # noqa: ARG002  they are headers here
+    ) -> tuple[Any, Callable[[], Metadata]]:
+        metadata = functools.partial(_metadata, headers)
         try:
-            return self._message(status, headers, body)
+            return self._message(status, headers, body), metadata
         except ConnectError as error:
-            error._read_metadata = functools.partial(self.metadata, headers)
+            error._read_metadata = metadata
             raise
 
     def _message(self, status: int, headers: HeaderView, body: bytes) -> Any:
@@ -357,5 +366,6 @@ class ConnectUnaryClient(UnaryClient):
                 return error
         return ConnectError(inferred, f"HTTP status {status}")
 
-    def metadata(self, headers: HeaderView) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
-        return split_trailers(headers.items())
+
+def _metadata(headers: HeaderView) -> Metadata:
+    return split_trailers(headers.items())

@@ -14,11 +14,14 @@ from connectrpc.errors import ConnectError, ConnectErrorCode
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["COMPRESSED", "HEADER_SIZE", "EnvelopeReader", "envelope"]
+__all__ = ["COMPRESSED", "HEADER_SIZE", "LAST_MAX_BYTES", "EnvelopeReader", "envelope"]
 
 HEADER_SIZE = 5
 COMPRESSED = 0x01
 """The one flag that all protocols share."""
+
+LAST_MAX_BYTES = 64 * 1024
+"""How long the envelope that ends an answer may be, however short messages have to be."""
 
 _HEADER = struct.Struct(">BI")
 _MAX_LENGTH = 0xFFFFFFFF
@@ -36,12 +39,14 @@ class EnvelopeReader:
 
     Args:
         max_bytes: the longest payload to accept, or None. One that announces more fails before any of it is kept.
+        last: the flag of an envelope that is no message, and to which ``LAST_MAX_BYTES`` applies if that is more.
     """
 
-    __slots__ = ("_buffered", "_flags", "_length", "_max_bytes", "_parts")
+    __slots__ = ("_buffered", "_flags", "_last", "_length", "_max_bytes", "_parts")
 
-    def __init__(self, max_bytes: int | None) -> None:
+    def __init__(self, max_bytes: int | None, last: int = 0) -> None:
         self._max_bytes = max_bytes
+        self._last = last
         self._flags = 0
         self._length: int | None = None  # of the payload; None while its header is not complete
         self._parts: list[bytes] = []  # of the header or payload that is not complete
@@ -89,10 +94,11 @@ class EnvelopeReader:
         return ((self._flags, whole),)
 
     def _begin(self, flags: int, length: int) -> None:
-        if self._max_bytes is not None and length > self._max_bytes:
+        limit = self._max_bytes
+        if limit is not None and length > limit and not (flags & self._last and length <= LAST_MAX_BYTES):
             raise ConnectError(
                 ConnectErrorCode.RESOURCE_EXHAUSTED,
-                f"a message of {length} bytes is larger than the limit of {self._max_bytes}",
+                f"a message of {length} bytes is larger than the limit of {limit}",
             )
         self._flags, self._length = flags, length
 

@@ -24,17 +24,23 @@ class RequestHead(abc.ABC):
 
     __slots__ = (
         "accept_encoding",
+        "can_send_trailers",
         "connect_accept_encoding",
         "connect_content_encoding",
         "connect_protocol_version",
         "connect_timeout_ms",
         "content_encoding",
         "content_type",
+        "grpc_accept_encoding",
+        "grpc_encoding",
+        "grpc_timeout",
         "http_method",
         "path",
         "query",
     )
 
+    can_send_trailers: bool
+    """Whether the server's HTTP stack can send trailers after the body of an answer."""
     http_method: str
     path: str
     query: str
@@ -45,6 +51,9 @@ class RequestHead(abc.ABC):
     connect_timeout_ms: str | None
     connect_content_encoding: str | None
     connect_accept_encoding: str | None
+    grpc_timeout: str | None
+    grpc_encoding: str | None
+    grpc_accept_encoding: str | None
 
     @abc.abstractmethod
     def read_headers(self) -> CIMultiDict[str]:
@@ -66,14 +75,15 @@ class ResponseHead:
 
 
 class Response:
-    """A whole answer."""
+    """A whole answer. ``trailers`` is None for an answer that has none, not even an empty block of them."""
 
-    __slots__ = ("body", "headers", "status")
+    __slots__ = ("body", "headers", "status", "trailers")
 
-    def __init__(self, status: int, headers: HeaderList, body: bytes) -> None:
+    def __init__(self, status: int, headers: HeaderList, body: bytes, trailers: HeaderList | None = None) -> None:
         self.status = status
         self.headers = headers
         self.body = body
+        self.trailers = trailers
 
 
 class HTTPRequest:

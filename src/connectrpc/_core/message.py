@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from connectrpc._core.envelope import LAST_MAX_BYTES
 from connectrpc.codec import ProtoCodec
 from connectrpc.compression import TooLargeError
 from connectrpc.errors import ConnectError, ConnectErrorCode
@@ -74,8 +75,12 @@ class MessageReader(Generic[MessageT]):
         except Exception as error:
             raise undecodable(self._codec, self._fault) from error
 
-    def decompress(self, payload: bytes) -> bytes:
+    def decompress(self, payload: bytes, max_bytes: int | None = None) -> bytes:
         """What a payload that is marked as compressed holds.
+
+        Args:
+            payload: as it came.
+            max_bytes: stands instead of the call's limit.
 
         Raises:
             ConnectError: as ``read``; ``internal`` when no compression was declared.
@@ -85,7 +90,15 @@ class MessageReader(Generic[MessageT]):
                 ConnectErrorCode.INTERNAL,
                 "a message is marked as compressed, but no compression was declared",
             )
-        return decompress(self._compression, payload, self._max_bytes, self._fault)
+        return decompress(self._compression, payload, max_bytes or self._max_bytes, self._fault)
+
+    def decompress_last(self, payload: bytes) -> bytes:
+        """``decompress`` for the envelope that ends an answer, which may be longer than a message.
+
+        Raises:
+            ConnectError: as ``decompress``.
+        """
+        return self.decompress(payload, None if self._max_bytes is None else max(self._max_bytes, LAST_MAX_BYTES))
 
 
 def _decoder(codec: Codec, message_type: type[MessageT]) -> Callable[[bytes], MessageT]:

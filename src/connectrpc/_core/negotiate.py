@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from connectrpc._core.connect import media_type
 from connectrpc._core.connect_get import ConnectGetServerMethod, parse_query
 from connectrpc._core.connect_stream import ConnectStreamServerMethod
 from connectrpc._core.connect_unary import ConnectUnaryServerMethod
+from connectrpc._core.grpc import GrpcServerMethod
+from connectrpc._core.grpc_web import GrpcWebServerMethod
 from connectrpc._core.http import Response
+from connectrpc._core.request_headers import media_type
 from connectrpc.errors import ConnectError
 from connectrpc.method import IdempotencyLevel, MethodKind
 
@@ -49,14 +51,16 @@ class Endpoint:
         """How the method is served by GET, by the name of the codec; empty when it is not."""
         for codec in codecs:
             server: ServerMethod
+            for make in (GrpcServerMethod, GrpcWebServerMethod):
+                server = make(method, codec, settings)
+                self.by_media_type.update(dict.fromkeys(server.media_types, server))
             if method.kind is MethodKind.UNARY:
                 server = ConnectUnaryServerMethod(method, codec, settings)
                 if method.idempotency_level is IdempotencyLevel.NO_SIDE_EFFECTS:
                     self.by_encoding[codec.name] = ConnectGetServerMethod(method, codec, settings)
             else:
                 server = ConnectStreamServerMethod(method, codec, settings)
-            for name in server.media_types:
-                self.by_media_type[name] = server
+            self.by_media_type.update(dict.fromkeys(server.media_types, server))
         self.allow = "GET, POST" if self.by_encoding else "POST"
         self._accept_post = ", ".join(self.by_media_type)
 

@@ -7,11 +7,22 @@ import re
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
-__all__ = ["format_connect_timeout", "parse_connect_timeout", "timeout_ms"]
+__all__ = [
+    "format_connect_timeout",
+    "format_grpc_timeout",
+    "parse_connect_timeout",
+    "parse_grpc_timeout",
+    "timeout_ms",
+]
 
 # Connect "Timeout-Milliseconds": positive integer as ASCII string of at most 10 digits.
 _CONNECT_TIMEOUT = re.compile("[0-9]{1,10}", re.ASCII)
 _CONNECT_MAX = 10**10 - 1
+
+# gRPC "Timeout": a positive integer as ASCII string of at most 8 digits, and a unit.
+_GRPC_TIMEOUT = re.compile("([0-9]{1,8})([HMSmun])", re.ASCII)
+_GRPC_MAX = 10**8 - 1
+_NANOSECONDS = {"H": 3600 * 10**9, "M": 60 * 10**9, "S": 10**9, "m": 10**6, "u": 10**3, "n": 1}
 
 
 def timeout_ms(seconds: float) -> int:
@@ -46,3 +57,27 @@ def parse_connect_timeout(value: str) -> int:
             "connect-timeout-ms must be a whole number of at most 10 digits",
         )
     return int(value)
+
+
+def format_grpc_timeout(milliseconds: int) -> str:
+    """The value of ``grpc-timeout``, in the finest unit that eight digits have room for, rounded up."""
+    for unit, divisor in (("m", 1), ("S", 1000), ("M", 60_000), ("H", 3_600_000)):
+        value = -(-milliseconds // divisor)
+        if value <= _GRPC_MAX:
+            return f"{value}{unit}"
+    return f"{_GRPC_MAX}H"
+
+
+def parse_grpc_timeout(value: str) -> int:
+    """The milliseconds of ``grpc-timeout``, rounded up; zero is a deadline that has passed.
+
+    Raises:
+        ConnectError: ``invalid_argument``.
+    """
+    found = _GRPC_TIMEOUT.fullmatch(value)
+    if found is None:
+        raise ConnectError(
+            ConnectErrorCode.INVALID_ARGUMENT, "grpc-timeout must be a whole number of at most 8 digits and a unit"
+        )
+    nanoseconds = int(found[1]) * _NANOSECONDS[found[2]]
+    return min(-(-nanoseconds // 10**6), _CONNECT_MAX)

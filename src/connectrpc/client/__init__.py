@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from connectrpc.headers import HeaderInput
     from connectrpc.interceptors import AsyncInterceptor, Hooks, Interceptor
     from connectrpc.transports import AsyncTransport, SyncTransport
+    from connectrpc.transports.base import PyqwestClient
 
 __all__ = ["AsyncClient", "CancelToken", "ClientOptions", "SyncClient"]
 
@@ -32,8 +33,8 @@ __all__ = ["AsyncClient", "CancelToken", "ClientOptions", "SyncClient"]
 class ClientOptions(TypedDict, total=False):
     """The keyword arguments of generated clients; all of them are optional."""
 
-    protocol: Literal["connect"]
-    """The RPC protocol. By default ``"connect"``."""
+    protocol: Literal["connect", "grpc", "grpc-web"]
+    """The RPC protocol. By default ``"connect"``. gRPC needs an ``http_client`` with HTTP/2 and trailers."""
 
     codec: Literal["proto", "json"] | Codec
     """The encoding of messages. By default ``"proto"``."""
@@ -57,7 +58,7 @@ class ClientOptions(TypedDict, total=False):
 
     use_get: bool
     """Call methods that are marked ``NO_SIDE_EFFECTS`` by GET, so that HTTP caches can answer. By default they are
-    called by POST as all others."""
+    called by POST as all others. Only the Connect protocol has it."""
 
     get_url_max_bytes: int
     """The longest URL of a GET; a call whose message makes it longer goes by POST. By default 8000."""
@@ -88,8 +89,8 @@ class SyncClient:
 
     Args:
         base_url: where the service is: scheme, host, and a path if it is served below one.
-        http_client: the ``urllib3.PoolManager`` (or a transport) to use. It stays the caller's: it is not closed here.
-            None makes one of its own, which ``close()`` closes.
+        http_client: the ``urllib3.PoolManager``, ``pyqwest.SyncClient`` or transport to use. It stays the caller's: it
+            is not closed here. None makes one of its own, over urllib3, which ``close()`` closes.
         options: see ``ClientOptions``.
 
     Raises:
@@ -109,7 +110,7 @@ class SyncClient:
     def __init__(
         self,
         base_url: str,
-        http_client: urllib3.PoolManager | SyncTransport | None = None,
+        http_client: urllib3.PoolManager | PyqwestClient | SyncTransport | None = None,
         **options: Unpack[ClientOptions],
     ) -> None:
         from connectrpc.client.sync import SyncCaller
@@ -139,9 +140,9 @@ class AsyncClient:
 
     Args:
         base_url: where the service is: scheme, host, and a path if it is served below one.
-        http_client: the ``aiohttp.ClientSession`` (or a transport) to use. It stays the caller's: it is not closed
-            here. None makes one of its own when it is first used, which ``aclose()`` closes; such a client may be used
-            in one ``asyncio.run()`` after the other.
+        http_client: the ``aiohttp.ClientSession``, ``pyqwest.Client`` or transport to use. It stays the caller's: it is
+            not closed here. None makes one of its own, over aiohttp, when it is first used, which ``aclose()`` closes;
+            such a client may be used in one ``asyncio.run()`` after the other.
         options: see ``ClientOptions``.
 
     Raises:
@@ -161,7 +162,7 @@ class AsyncClient:
     def __init__(
         self,
         base_url: str,
-        http_client: aiohttp.ClientSession | AsyncTransport | None = None,
+        http_client: aiohttp.ClientSession | PyqwestClient | AsyncTransport | None = None,
         **options: Unpack[ClientOptions],
     ) -> None:
         from connectrpc.client.aio import AsyncCaller

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -44,6 +43,7 @@ class AsyncCaller:
     def __init__(self, base_url: str, http_client: object | None, options: ClientOptions) -> None:
         self._procedures = Procedures(base_url, options, asynchronous=True)
         self._transport = async_transport(http_client, connect_timeout=self._procedures.connect_timeout)
+        self._procedures.check_transport(self._transport)
 
     @property
     def base_url(self) -> str:
@@ -83,7 +83,7 @@ class AsyncCaller:
         deadline = self._procedures.deadline(timeout_seconds)
         if not self._procedures.interceptors:
             return await self._send_unary(method, req, extra_headers, deadline)
-        context = new_context(method, self.base_url, deadline, extra_headers)
+        context = new_context(method, self._procedures, deadline, extra_headers)
         return await self._intercepted(
             Request(context, message=req),
             lambda request: self._send_unary(method, request.message, context.request_headers, deadline),
@@ -97,8 +97,7 @@ class AsyncCaller:
         async with Within(deadline):
             response = await self._transport.send(request, body)
             received = await response.read(procedure.body_limit)
-        message = procedure.response(response.status, response.headers, received)
-        return message, functools.partial(procedure.metadata, response.headers)
+        return procedure.response(response.status, response.headers, received, response.trailers)
 
     async def _intercepted(
         self, request: Request, send: Callable[[Request], Awaitable[tuple[Any, Callable[[], Metadata]]]]
@@ -151,7 +150,7 @@ class AsyncCaller:
         deadline = self._procedures.deadline(timeout_seconds)
         if not self._procedures.interceptors:
             return await self._send_client_stream(method, reqs, extra_headers, deadline)
-        context = new_context(method, self.base_url, deadline, extra_headers)
+        context = new_context(method, self._procedures, deadline, extra_headers)
 
         def send(request: Request) -> Awaitable[tuple[ResT, Callable[[], Metadata]]]:
             messages: Any = request.messages
@@ -177,7 +176,7 @@ class AsyncCaller:
                 while len(messages) < 2 and (chunk := await response.read_chunk()):
                     messages.extend(call.feed(chunk))
                 if len(messages) < 2:
-                    call.feed_end()
+                    call.feed_end(response.trailers)
             finally:
                 response.close()
         return call.only(messages), call.metadata
@@ -235,7 +234,7 @@ class AsyncCaller:
             return Stream(self._procedures.stream(method).call(), None, None, error)
         if not self._procedures.interceptors:
             return await self._begin_stream(method, reqs, extra_headers, deadline)
-        context = new_context(method, self.base_url, deadline, extra_headers)
+        context = new_context(method, self._procedures, deadline, extra_headers)
         request = Request(context, messages=reqs) if method.kind.client_streams else Request(context, _only(reqs))
         begun: list[AsyncStreamOutput[Any]] = []
 

@@ -124,7 +124,7 @@ class Stream(AsyncStreamOutput[T]):
                     async with Within(self._deadline):
                         chunk = await self._response.read_chunk()
                 if not chunk:
-                    self._call.feed_end()
+                    self._call.feed_end(self._response.trailers)
                     break
                 self._messages = self._call.feed(chunk)
         except ConnectError as error:

@@ -13,6 +13,7 @@ from connectrpc.interceptors import CallContext
 from connectrpc.request import Peer
 
 if TYPE_CHECKING:
+    from connectrpc.client.options import Procedures
     from connectrpc.deadline import Deadline
     from connectrpc.headers import HeaderInput
     from connectrpc.method import Method
@@ -24,12 +25,12 @@ _OWN = object()
 
 
 def new_context(
-    method: Method[Any, Any], base_url: str, deadline: Deadline, extra_headers: HeaderInput | None
+    method: Method[Any, Any], procedures: Procedures, deadline: Deadline, extra_headers: HeaderInput | None
 ) -> CallContext:
     """The context of a call that begins."""
     return CallContext(
         method=method,
-        peer=Peer(base_url, "connect"),
+        peer=Peer(procedures.base_url, procedures.protocol),
         timeout=deadline,
         request_headers=CIMultiDict(iter_headers(extra_headers or {})),
         is_client=True,

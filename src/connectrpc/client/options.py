@@ -12,6 +12,8 @@ from connectrpc._core.chain import checked_interceptors
 from connectrpc._core.connect_get import ConnectGetClient
 from connectrpc._core.connect_stream import ConnectStreamClient
 from connectrpc._core.connect_unary import ConnectUnaryClient
+from connectrpc._core.grpc import GrpcStreamClient, GrpcUnaryClient
+from connectrpc._core.grpc_web import GrpcWebStreamClient, GrpcWebUnaryClient
 from connectrpc._core.metadata import checked
 from connectrpc._core.timeout import timeout_ms
 from connectrpc.client import ClientOptions
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from connectrpc.codec import Codec
     from connectrpc.method import Method
 
+    _MakeUnary = Callable[[Method[Any, Any], ClientSettings], UnaryClient]
+    _MakeStream = Callable[[Method[Any, Any], ClientSettings], StreamClient]
+
 __all__ = ["Procedures"]
 
 _DEFAULT_READ_MAX_BYTES = 4 * 1024 * 1024
@@ -33,6 +38,12 @@ _DEFAULT_COMPRESS_MIN_BYTES = 1024
 _DEFAULT_GET_URL_MAX_BYTES = 8000  # what RFC 9110 section 4.1 recommends that everybody should support
 
 _USER_AGENT = f"connect-python/{__version__} (Python/{sys.version_info[0]}.{sys.version_info[1]})"
+
+_PROTOCOLS: dict[str, tuple[_MakeUnary, _MakeStream]] = {
+    "connect": (ConnectUnaryClient, ConnectStreamClient),
+    "grpc": (GrpcUnaryClient, GrpcStreamClient),
+    "grpc-web": (GrpcWebUnaryClient, GrpcWebStreamClient),
+}
 
 _CODECS: dict[str, Callable[[], Codec]] = {"proto": ProtoCodec, "json": JsonCodec}
 
@@ -42,6 +53,7 @@ class Procedures:
 
     Attributes:
         base_url: where the service is, without a slash at the end.
+        protocol: which is spoken.
         connect_timeout: how long connecting may take, in seconds, or None.
         interceptors: what stands around the calls.
     """
@@ -50,10 +62,14 @@ class Procedures:
         unknown = options.keys() - ClientOptions.__annotations__.keys()
         if unknown:
             raise TypeError(f"unknown option: {', '.join(sorted(unknown))}")
-        if options.get("protocol", "connect") != "connect":
-            raise ValueError(f"protocol {options['protocol']!r} is not one that is spoken here: 'connect'")
+        self.protocol = options.get("protocol", "connect")
+        if self.protocol not in _PROTOCOLS:
+            raise ValueError(f"protocol {self.protocol!r} is not one that is spoken here: {', '.join(_PROTOCOLS)}")
         self.base_url = _checked_base_url(base_url)
+        self._unary_client, self._stream_client = _PROTOCOLS[self.protocol]
         self._use_get = options.get("use_get", False)
+        if self._use_get and self.protocol != "connect":
+            raise ValueError(f"use_get is for the Connect protocol: {self.protocol} always calls by POST")
         self._default_timeout = options.get("timeout_seconds")
         if self._default_timeout is not None:
             _check_seconds("timeout_seconds", self._default_timeout)
@@ -88,19 +104,32 @@ class Procedures:
         self._unary: dict[Method[Any, Any], UnaryClient] = {}
         self._streams: dict[Method[Any, Any], StreamClient] = {}
 
+    def check_transport(self, transport: object) -> None:
+        """Refuse a transport that cannot carry the protocol.
+
+        Raises:
+            ValueError: it is gRPC, and the transport has no trailers.
+        """
+        if self.protocol == "grpc" and not getattr(transport, "has_trailers", False):
+            raise ValueError(
+                "gRPC needs HTTP/2 and its trailers, which this HTTP client has not: give a pyqwest client as "
+                "http_client, or take the protocol 'grpc-web' or 'connect'"
+            )
+
     def unary(self, method: Method[Any, Any]) -> UnaryClient:
         """How a method without streams is called."""
         found = self._unary.get(method)
         if found is None:
             by_get = self._use_get and method.idempotency_level is IdempotencyLevel.NO_SIDE_EFFECTS
-            found = self._unary[method] = (ConnectGetClient if by_get else ConnectUnaryClient)(method, self._settings)
+            make = ConnectGetClient if by_get else self._unary_client
+            found = self._unary[method] = make(method, self._settings)
         return found
 
     def stream(self, method: Method[Any, Any]) -> StreamClient:
         """How a method with streams is called."""
         found = self._streams.get(method)
         if found is None:
-            found = self._streams[method] = ConnectStreamClient(method, self._settings)
+            found = self._streams[method] = self._stream_client(method, self._settings)
         return found
 
     def deadline(self, timeout_seconds: float | None) -> Deadline:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
@@ -46,6 +45,7 @@ class SyncCaller:
         self._transport = sync_transport(
             http_client, self._procedures.base_url, connect_timeout=self._procedures.connect_timeout
         )
+        self._procedures.check_transport(self._transport)
 
     @property
     def base_url(self) -> str:
@@ -88,7 +88,7 @@ class SyncCaller:
         deadline = self._procedures.deadline(timeout_seconds)
         if not self._procedures.interceptors:
             return self._send_unary(method, req, extra_headers, deadline, cancel)
-        context = new_context(method, self.base_url, deadline, extra_headers)
+        context = new_context(method, self._procedures, deadline, extra_headers)
         return self._intercepted(
             Request(context, message=req),
             lambda request: self._send_unary(method, request.message, context.request_headers, deadline, cancel),
@@ -106,8 +106,7 @@ class SyncCaller:
         request, body = procedure.request(req, extra_headers, deadline.timeout_ms)
         response = self._transport.send(request, body, stream=False, deadline=deadline, opening=deadline, cancel=cancel)
         received = response.read(procedure.body_limit)
-        message = procedure.response(response.status, response.headers, received)
-        return message, functools.partial(procedure.metadata, response.headers)
+        return procedure.response(response.status, response.headers, received, response.trailers)
 
     def _intercepted(
         self, request: Request, send: Callable[[Request], tuple[Any, Callable[[], Metadata]]]
@@ -162,7 +161,7 @@ class SyncCaller:
         deadline = self._procedures.deadline(timeout_seconds)
         if not self._procedures.interceptors:
             return self._send_client_stream(method, reqs, extra_headers, deadline, cancel)
-        context = new_context(method, self.base_url, deadline, extra_headers)
+        context = new_context(method, self._procedures, deadline, extra_headers)
 
         def send(request: Request) -> tuple[ResT, Callable[[], Metadata]]:
             messages: Any = request.messages
@@ -249,7 +248,7 @@ class SyncCaller:
             return Stream(self._procedures.stream(method).call(), None, error)
         if not self._procedures.interceptors:
             return self._begin_stream(method, reqs, extra_headers, deadline, cancel)
-        context = new_context(method, self.base_url, deadline, extra_headers)
+        context = new_context(method, self._procedures, deadline, extra_headers)
         request = Request(context, messages=reqs) if method.kind.client_streams else Request(context, next(iter(reqs)))
         begun: list[StreamOutput[Any]] = []
 

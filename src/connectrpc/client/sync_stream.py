@@ -35,7 +35,7 @@ def receive(call: StreamClientCall, response: SyncResponse) -> Iterator[Any]:
         for message in call.feed(chunk):
             response.check()
             yield message
-    call.feed_end()
+    call.feed_end(response.trailers)
 
 
 _NONE = object()
@@ -81,7 +81,8 @@ class Stream(StreamOutput[T]):
                 if chunk:
                     self._messages = self._call.feed(chunk)
                 else:
-                    self._call.feed_end()
+                    assert self._response is not None
+                    self._call.feed_end(self._response.trailers)
                     self._end(None)
         except ConnectError as error:
             self._end(error)

@@ -290,13 +290,15 @@ async def _stream(endpoint: Endpoint, call: ServerCall, body: RequestBody, send:
         await body.drain()
         last = b""
     await _send_part(last, send, more=False)
+    if call.has_trailers:
+        await _send_event(_trailers(call.trailers), send)
 
 
 async def _send_messages(
     call: ServerCall, head: ResponseHead, messages: Any, send: Send, guard: Guard
 ) -> ConnectError | None:
     """Send the head and the messages of a streamed answer. The error that stands among them, if one does."""
-    await _send_event(_start(head.status, _native(head.headers)), send)
+    await _send_event(_start(head.status, _native(head.headers), trailers=call.has_trailers), send)
     await _send_part(b"", send, more=True)  # some servers keep the head until there is a part
     expires_at = call.deadline.expires_at
     slice_ends = time.monotonic() + _SLICE_SECONDS
@@ -366,24 +368,35 @@ def _length(body: bytes) -> tuple[bytes, bytes]:
     return b"content-length", b"%d" % len(body)
 
 
-def _start(status: int, headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
-    return {"type": "http.response.start", "status": status, "headers": headers}
+def _start(status: int, headers: list[tuple[bytes, bytes]], *, trailers: bool = False) -> dict[str, Any]:
+    event = {"type": "http.response.start", "status": status, "headers": headers}
+    if trailers:
+        event["trailers"] = True
+    return event
+
+
+def _trailers(trailers: HeaderList) -> dict[str, Any]:
+    return {"type": "http.response.trailers", "headers": _native(trailers), "more_trailers": False}
 
 
 async def _answer(response: Response, body: RequestBody, send: Send) -> None:
-    if not await body.drain() and body.http_1:
+    if not await body.drain():
         response.headers.append(("connection", "close"))  # some servers would read on for ever
     await _send(response, send)
 
 
 async def _send(response: Response, send: Send) -> None:
-    await _send_answer(response.status, _native(response.headers), response.body, send)
+    await _send_answer(response.status, _native(response.headers), response.body, send, response.trailers)
 
 
-async def _send_answer(status: int, headers: list[tuple[bytes, bytes]], body: bytes, send: Send) -> None:
+async def _send_answer(
+    status: int, headers: list[tuple[bytes, bytes]], body: bytes, send: Send, trailers: HeaderList | None = None
+) -> None:
     try:
-        await send(_start(status, headers))
+        await send(_start(status, headers, trailers=trailers is not None))
         await send({"type": "http.response.body", "body": body, "more_body": False})
+        if trailers is not None:
+            await send(_trailers(trailers))
     except Exception as error:  # ASGI 2.4: an OSError after the client has left; servers differ
         raise ClientGoneError from error
 

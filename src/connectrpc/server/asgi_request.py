@@ -52,6 +52,7 @@ class Head(RequestHead):
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
+        self.can_send_trailers = "http.response.trailers" in (scope.get("extensions") or ())
         self.http_method = scope["method"]
         self.path = path_of(scope)
         self.query = scope["query_string"].decode("latin-1")
@@ -68,6 +69,9 @@ class Head(RequestHead):
         self.connect_timeout_ms = fields[b"connect-timeout-ms"]
         self.connect_content_encoding = fields[b"connect-content-encoding"]
         self.connect_accept_encoding = fields[b"connect-accept-encoding"]
+        self.grpc_timeout = fields[b"grpc-timeout"]
+        self.grpc_encoding = fields[b"grpc-encoding"]
+        self.grpc_accept_encoding = fields[b"grpc-accept-encoding"]
 
     def read_headers(self) -> CIMultiDict[str]:
         return CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in self._scope["headers"])
@@ -93,6 +97,9 @@ _FIELDS = (
     b"connect-timeout-ms",
     b"connect-content-encoding",
     b"connect-accept-encoding",
+    b"grpc-timeout",
+    b"grpc-encoding",
+    b"grpc-accept-encoding",
 )
 
 
@@ -255,8 +262,11 @@ class RequestBody:
                 await self._change()
 
     async def drain(self) -> bool:
-        """Read what is left, within bounds, and throw it away. Whether that was all."""
-        if self.ended:
+        """Read what is left, within bounds, and throw it away. Whether the connection can be used further.
+
+        Only where the next request comes behind this one: a stream of HTTP/2 just ends.
+        """
+        if self.ended or not self.http_1:
             return True
         drained, until = 0, time.monotonic() + DRAIN_MAX_SECONDS
         try:

@@ -243,6 +243,7 @@ class _Head(RequestHead):
     def __init__(self, environ: dict[str, Any]) -> None:
         get = environ.get
         self._environ = environ
+        self.can_send_trailers = False
         self.http_method = environ["REQUEST_METHOD"]
         self.path = get("PATH_INFO", "")
         self.query = get("QUERY_STRING", "")
@@ -253,6 +254,9 @@ class _Head(RequestHead):
         self.connect_timeout_ms = get("HTTP_CONNECT_TIMEOUT_MS")
         self.connect_content_encoding = get("HTTP_CONNECT_CONTENT_ENCODING")
         self.connect_accept_encoding = get("HTTP_CONNECT_ACCEPT_ENCODING")
+        self.grpc_timeout = get("HTTP_GRPC_TIMEOUT")
+        self.grpc_encoding = get("HTTP_GRPC_ENCODING")
+        self.grpc_accept_encoding = get("HTTP_GRPC_ACCEPT_ENCODING")
 
     def read_headers(self) -> CIMultiDict[str]:
         headers: CIMultiDict[str] = CIMultiDict()

@@ -18,19 +18,25 @@ def sync_transport(http_client: object | None, base_url: str, *, connect_timeout
 
     Raises:
         TypeError: it is none that is known here, nor a transport.
-        ValueError: it is a transport that cannot keep a connect timeout.
+        ValueError: it cannot keep a connect timeout.
     """
     urllib3 = _loaded("urllib3")
     if http_client is None or (urllib3 is not None and isinstance(http_client, urllib3.PoolManager)):
         from connectrpc.transports.urllib3 import Urllib3Transport
 
         return Urllib3Transport(http_client, base_url, connect_timeout=connect_timeout)
+    pyqwest = _loaded("pyqwest")
+    if pyqwest is not None and isinstance(http_client, pyqwest.SyncClient):
+        from connectrpc.transports.pyqwest import PyqwestTransport
+
+        _refuse(connect_timeout, _PYQWEST_CONNECTS)
+        return PyqwestTransport(http_client)
     if isinstance(http_client, SyncTransport) and _takes(http_client.send, "deadline"):
-        _refuse(connect_timeout)
+        _refuse(connect_timeout, "transports of your own: they know how they connect")
         return http_client
     raise TypeError(
-        f"http_client is a {type(http_client).__qualname__}: a synchronous client takes a urllib3.PoolManager or a "
-        "connectrpc.transports.SyncTransport"
+        f"http_client is a {type(http_client).__qualname__}: a synchronous client takes a urllib3.PoolManager, a "
+        "pyqwest.SyncClient or a connectrpc.transports.SyncTransport"
     )
 
 
@@ -39,19 +45,25 @@ def async_transport(http_client: object | None, *, connect_timeout: float | None
 
     Raises:
         TypeError: it is none that is known here, nor a transport.
-        ValueError: it is a transport that cannot keep a connect timeout.
+        ValueError: it cannot keep a connect timeout.
     """
     aiohttp = _loaded("aiohttp")
     if http_client is None or (aiohttp is not None and isinstance(http_client, aiohttp.ClientSession)):
         from connectrpc.transports.aiohttp import AiohttpTransport
 
         return AiohttpTransport(http_client, connect_timeout=connect_timeout)
+    pyqwest = _loaded("pyqwest")
+    if pyqwest is not None and isinstance(http_client, pyqwest.Client):
+        from connectrpc.transports.pyqwest import AsyncPyqwestTransport
+
+        _refuse(connect_timeout, _PYQWEST_CONNECTS)
+        return AsyncPyqwestTransport(http_client)
     if isinstance(http_client, AsyncTransport) and _takes(http_client.send, "body"):
-        _refuse(connect_timeout)
+        _refuse(connect_timeout, "transports of your own: they know how they connect")
         return http_client
     raise TypeError(
-        f"http_client is a {type(http_client).__qualname__}: an asynchronous client takes an aiohttp.ClientSession or "
-        "a connectrpc.transports.AsyncTransport"
+        f"http_client is a {type(http_client).__qualname__}: an asynchronous client takes an aiohttp.ClientSession, "
+        "a pyqwest.Client or a connectrpc.transports.AsyncTransport"
     )
 
 
@@ -69,6 +81,9 @@ def _takes(function: Any, parameter: str) -> bool:
     return parameter in parameters or {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD} <= kinds
 
 
-def _refuse(connect_timeout: float | None) -> None:
+_PYQWEST_CONNECTS = "pyqwest: give its transport a connect_timeout"
+
+
+def _refuse(connect_timeout: float | None, what: str) -> None:
     if connect_timeout is not None:
-        raise ValueError("connect_timeout_seconds is not for transports of your own: they know how they connect")
+        raise ValueError(f"connect_timeout_seconds is not for {what}")

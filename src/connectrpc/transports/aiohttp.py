@@ -258,6 +258,8 @@ class _Response:
 
     __slots__ = ("_large", "_response", "_unwatch", "_upload", "headers", "status")
 
+    trailers = None  # the library does not tell
+
     def __init__(self, response: aiohttp.ClientResponse, upload: _Upload | None, large: _Body | None) -> None:
         self._large = large
         self._response = response

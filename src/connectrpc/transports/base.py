@@ -7,7 +7,7 @@ caller's own request iterator raises passes through untouched.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from connectrpc.cancel import CancelToken
     from connectrpc.deadline import Deadline
 
-__all__ = ["AsyncResponse", "AsyncTransport", "SyncResponse", "SyncTransport"]
+__all__ = ["AsyncResponse", "AsyncTransport", "PyqwestClient", "SyncResponse", "SyncTransport"]
+
+
+class PyqwestClient(Protocol):
+    """The shape of ``pyqwest.SyncClient`` and ``pyqwest.Client``, for type checkers that do not find pyqwest."""
+
+    @property
+    def stream(self) -> Any: ...
+    @property
+    def execute(self) -> Any: ...
 
 
 class SyncResponse(Protocol):
@@ -31,6 +40,11 @@ class SyncResponse(Protocol):
     def status(self) -> int: ...
     @property
     def headers(self) -> HeaderView: ...
+    @property
+    def trailers(self) -> HeaderView | None:
+        """The trailers of HTTP itself, once the body has ended; None where there are none, or the library cannot tell.
+        A transport that can has the attribute ``has_trailers``, which is true."""
+        ...
 
     def read(self, limit: int | None) -> bytes:
         """The whole body, and its connection back to where it came from. Beyond ``limit`` bytes at least one more is
@@ -99,6 +113,12 @@ class AsyncResponse(Protocol):
     def status(self) -> int: ...
     @property
     def headers(self) -> HeaderView: ...
+    @property
+    def trailers(self) -> HeaderView | None:
+        """The trailers of HTTP itself, once the body has ended; None where there are none, or the library cannot tell.
+        A transport that can has the attribute ``has_trailers``, which is true."""
+        ...
+
     @property
     def uploaded(self) -> bool:
         """Whether all of the request has been sent."""

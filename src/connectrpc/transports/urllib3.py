@@ -308,6 +308,8 @@ class _Response:
 
     __slots__ = ("_chunks", "_guard", "_response", "headers", "status")
 
+    trailers = None  # the library does not tell
+
     def __init__(self, response: Any, guard: _Guard | None) -> None:
         self._response = response
         self._chunks: Iterator[bytes] | None = None

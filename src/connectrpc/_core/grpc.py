@@ -1,0 +1,299 @@
+"""The gRPC protocol over HTTP/2, from which gRPC-Web differs in little.
+
+https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md. How a call ended is said in HTTP trailers.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from multidict import CIMultiDict
+
+from connectrpc._core.call import ServerMethod, StreamClient, StreamClientCall, UnaryClient
+from connectrpc._core.envelope import COMPRESSED, HEADER_SIZE, LAST_MAX_BYTES, EnvelopeReader, envelope
+from connectrpc._core.envelope_call import EnvelopeServerCall
+from connectrpc._core.grpc_status import DETAILS, MESSAGE, STATUS, error_from_status, status_of
+from connectrpc._core.http import HTTPRequest, Response, ResponseHead
+from connectrpc._core.message import MessageReader, MessageWriter
+from connectrpc._core.metadata import checked
+from connectrpc._core.request_headers import RequestHeaders, media_type
+from connectrpc._core.timeout import format_grpc_timeout, parse_grpc_timeout
+from connectrpc.errors import ConnectError, ConnectErrorCode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from connectrpc._core.call import ClientSettings, Metadata, ServerSettings
+    from connectrpc._core.http import HeaderList, HeaderView, RequestHead
+    from connectrpc.codec import Codec
+    from connectrpc.headers import HeaderInput
+    from connectrpc.method import Method
+
+__all__ = [
+    "GrpcClientCall",
+    "GrpcRequests",
+    "GrpcServerCall",
+    "GrpcServerMethod",
+    "GrpcStreamClient",
+    "GrpcUnaryClient",
+]
+
+
+class GrpcServerMethod(ServerMethod):
+    """A method of any kind in one codec."""
+
+    __slots__ = ("media_types",)
+
+    media_type = "application/grpc"
+
+    def __init__(self, method: Method[Any, Any], codec: Codec, settings: ServerSettings) -> None:
+        super().__init__(method, codec, settings)
+        named = f"{self.media_type}+{codec.name}"
+        # Without a name, it is Protobuf's binary encoding.
+        self.media_types = (named, self.media_type) if codec.name == "proto" else (named,)
+
+    def call(self, head: RequestHead) -> GrpcServerCall:
+        return GrpcServerCall(self, head)
+
+
+class GrpcServerCall(EnvelopeServerCall):
+    """A call of any kind."""
+
+    __slots__ = ()
+
+    protocol = "grpc"
+    has_trailers = True
+
+    def open(self) -> None:
+        head, settings = self.head, self._server.settings
+        if self.has_trailers and not head.can_send_trailers:
+            raise ConnectError(
+                ConnectErrorCode.UNIMPLEMENTED,
+                "gRPC needs HTTP trailers, which this server cannot send: it serves gRPC-Web and Connect",
+            )
+        self._choose_compression(head.grpc_accept_encoding, head.grpc_encoding)
+        timeout = head.grpc_timeout
+        self.deadline = settings.deadline(None if timeout is None else parse_grpc_timeout(timeout))
+        self._open_request(head.grpc_encoding)
+
+    def start(self, headers: HeaderInput | None) -> ResponseHead:
+        pairs = [("content-type", self._server.media_types[0])]
+        if self._compression is not None:
+            pairs.append(("grpc-encoding", self._compression))
+        if self._server.settings.compressions:
+            pairs.append(("grpc-accept-encoding", ",".join(self._server.settings.compressions)))
+        if headers:
+            pairs.extend(checked(headers))
+        return ResponseHead(200, pairs)  # whatever becomes of the call: its trailers tell
+
+    def finish(self, error: ConnectError | None, trailers: HeaderInput | None) -> bytes:
+        self.trailers = self._status(error, trailers)
+        return b""
+
+    def _status(self, error: ConnectError | None, trailers: HeaderInput | None) -> HeaderList:
+        return [*status_of(error), *(checked(trailers) if trailers else ())]
+
+    def _whole(self, headers: HeaderInput | None, body: bytes) -> Response:
+        head = self.start(headers)
+        return Response(head.status, head.headers, body, self.trailers)
+
+    def fail(
+        self, error: ConnectError, headers: HeaderInput | None = None, trailers: HeaderInput | None = None
+    ) -> Response:
+        if self.head.can_send_trailers:
+            return super().fail(error, headers, trailers)
+        # "Trailers-Only", as nearly as can be. Elsewhere it is not used: servers end it with an empty part of a body,
+        # and some clients do not take it for what it is then.
+        head = self.start(headers)
+        return Response(head.status, [*head.headers, *self._status(error, trailers)], b"")
+
+
+class GrpcRequests:
+    """The requests for one method, as one client sends them."""
+
+    __slots__ = ("_headers", "_url", "_writer", "content_type", "method", "settings")
+
+    media_type = GrpcServerMethod.media_type
+    protocol_header = ("te", "trailers")
+    last = 0
+    """The flag of the envelope that ends an answer, if one does."""
+
+    def __init__(self, method: Method[Any, Any], settings: ClientSettings) -> None:
+        self.method = method
+        self.settings = settings
+        self.content_type = f"{self.media_type}+{settings.codec.name}"
+        self._url = settings.base_url + method.path
+        self._writer = MessageWriter(
+            settings.codec, settings.send_compression, settings.compress_min_bytes, settings.send_max_bytes
+        )
+        # Accept-Encoding says that the body as a whole is not to be compressed, which is no part of the protocol.
+        headers = [("content-type", self.content_type), self.protocol_header, ("accept-encoding", "identity")]
+        if settings.send_compression is not None:
+            headers.append(("grpc-encoding", settings.send_compression.name))
+        if settings.accept_compressions:
+            headers.append(("grpc-accept-encoding", ",".join(settings.accept_compressions)))
+        self._headers = RequestHeaders(settings, headers, _timeout)
+
+    def request(self, extra_headers: HeaderInput | None, timeout_ms: int | None) -> HTTPRequest:
+        return HTTPRequest("POST", self._url, self._headers.build(extra_headers, timeout_ms))
+
+    def send(self, message: Any) -> bytes:
+        if not isinstance(message, self.method.input):
+            raise TypeError(
+                f"{self.method.path} takes a {self.method.input.DESCRIPTOR.full_name}, not a {type(message).__name__}"
+            )
+        payload, compressed = self._writer.write(message)
+        return envelope(COMPRESSED if compressed else 0, payload)
+
+    def call(self) -> GrpcClientCall:
+        return GrpcClientCall(self)
+
+
+def _timeout(milliseconds: int) -> tuple[str, str]:
+    return "grpc-timeout", format_grpc_timeout(milliseconds)
+
+
+class GrpcUnaryClient(UnaryClient):
+    """A method that takes and gives one message, as one client calls it. On the wire it is a stream like any other."""
+
+    __slots__ = ("_requests", "body_limit")
+
+    requests = GrpcRequests
+
+    def __init__(self, method: Method[Any, Any], settings: ClientSettings) -> None:
+        self._requests = self.requests(method, settings)
+        limit = settings.read_max_bytes
+        self.body_limit = None if limit is None else limit + LAST_MAX_BYTES + 2 * HEADER_SIZE
+
+    def request(
+        self, message: Any, extra_headers: HeaderInput | None, timeout_ms: int | None
+    ) -> tuple[HTTPRequest, bytes | None]:
+        return self._requests.request(extra_headers, timeout_ms), self._requests.send(message)
+
+    def response(
+        self, status: int, headers: HeaderView, body: bytes, trailers: HeaderView | None = None
+    ) -> tuple[Any, Callable[[], Metadata]]:
+        call = self._requests.call()
+        call.head(status, headers)
+        messages = list(call.feed(body))
+        call.feed_end(trailers)
+        return call.only(messages), call.metadata
+
+
+class GrpcStreamClient(StreamClient):
+    """A method with a stream on either side, as one client calls it."""
+
+    __slots__ = ("_requests",)
+
+    requests = GrpcRequests
+
+    def __init__(self, method: Method[Any, Any], settings: ClientSettings) -> None:
+        self._requests = self.requests(method, settings)
+
+    def call(self) -> GrpcClientCall:
+        return self._requests.call()
+
+    def request(self, extra_headers: HeaderInput | None, timeout_ms: int | None) -> HTTPRequest:
+        return self._requests.request(extra_headers, timeout_ms)
+
+    def send(self, message: Any) -> bytes:
+        return self._requests.send(message)
+
+
+class GrpcClientCall(StreamClientCall):
+    """The answer to a call of any kind."""
+
+    __slots__ = ("_envelopes", "_headers", "_messages", "_reader", "_requests", "_trailers")
+
+    def __init__(self, requests: GrpcRequests) -> None:
+        self._requests = requests
+        self._envelopes = EnvelopeReader(requests.settings.read_max_bytes, requests.last)
+        self._headers: HeaderView | None = None
+        self._messages = 0
+        self._trailers: CIMultiDict[str] | None = None
+
+    def head(self, status: int, headers: HeaderView) -> None:
+        self._headers = headers
+        settings, requests = self._requests.settings, self._requests
+        if status != 200:
+            raise self._told(ConnectError(ConnectErrorCode.from_http_status(status), f"HTTP status {status}"))
+        received, expected = media_type(headers.get("content-type")), requests.content_type
+        if received != expected and not (received == requests.media_type and settings.codec.name == "proto"):
+            code = ConnectErrorCode.INTERNAL if received.startswith("application/grpc") else ConnectErrorCode.UNKNOWN
+            raise self._told(ConnectError(code, f"the answer's content-type is {received!r}, not {expected!r}"))
+        encoding = (headers.get("grpc-encoding") or "identity").strip().lower()
+        compression = settings.accept_compressions.get(encoding)
+        if compression is None and encoding != "identity":
+            raise self._told(
+                ConnectError(ConnectErrorCode.INTERNAL, f"the answer's compression {encoding!r} is not one we accept")
+            )
+        self._reader = MessageReader(
+            settings.codec,
+            requests.method.output,
+            compression,
+            settings.read_max_bytes,
+            ConnectErrorCode.INTERNAL,
+        )
+
+    def feed(self, chunk: bytes) -> Iterator[Any]:
+        try:
+            read = self._reader.read
+            for flags, payload in self._envelopes.feed(chunk):
+                if self._trailers is not None:
+                    raise ConnectError(ConnectErrorCode.INTERNAL, "a message after the end of the answer")
+                if not flags & ~COMPRESSED:
+                    self._messages += 1
+                    yield read(payload, bool(flags))
+                else:
+                    self._take(flags, payload)
+        except ConnectError as error:
+            raise self._told(error)  # noqa: B904  it is the same error
+
+    def _take(self, flags: int, payload: bytes) -> None:  # noqa: ARG002
+        """Take what is no message.
+
+        Raises:
+            ConnectError: ``internal``: the protocol has nothing but messages, or not this.
+        """
+        raise ConnectError(ConnectErrorCode.INTERNAL, f"a message with the unknown flags {flags:#04x}")
+
+    @property
+    def complete(self) -> bool:
+        return self._trailers is not None
+
+    def feed_end(self, trailers: HeaderView | None = None) -> None:
+        if not self._envelopes.at_boundary:
+            raise self._told(ConnectError(ConnectErrorCode.INTERNAL, "the answer broke off in the middle of a message"))
+        if self._trailers is None and trailers is not None:
+            self._trailers = CIMultiDict(trailers.items()) or None
+        said: Any = self._trailers
+        if said is None and not self._messages:
+            said = self._headers  # "Trailers-Only": they count where nothing else came
+        status = None if said is None else said.get(STATUS)
+        if status is None:
+            raise self._told(ConnectError(ConnectErrorCode.INTERNAL, "the answer ended without saying how it went"))
+        try:
+            error = error_from_status(status.strip(), said.get(MESSAGE) or "", said.get(DETAILS) or "")
+        except ConnectError as malformed:
+            error = malformed
+        if error is not None:
+            raise self._told(error)
+
+    def metadata(self) -> Metadata:
+        headers: CIMultiDict[str] = CIMultiDict(() if self._headers is None else self._headers.items())
+        if self._trailers is not None:
+            return headers, _own(self._trailers.items())
+        if STATUS in headers and not self._messages:
+            return CIMultiDict(), _own(headers.items())
+        return headers, CIMultiDict()
+
+    def _told(self, error: ConnectError) -> ConnectError:
+        """``error``, which can tell the headers and trailers."""
+        error._read_metadata = functools.partial(GrpcClientCall.metadata, self)
+        return error
+
+
+def _own(pairs: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
+    """The trailers of the application: those that the protocol does not need for itself."""
+    return CIMultiDict((name, value) for name, value in pairs if name.lower() not in (STATUS, MESSAGE, DETAILS))

@@ -1,0 +1,117 @@
+"""The gRPC-Web protocol: gRPC with its trailers in the body, so that any HTTP can carry it.
+
+https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-WEB.md. Base64 bodies (``application/grpc-web-text``) are not
+served.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from multidict import CIMultiDict
+
+from connectrpc._core.envelope import COMPRESSED, envelope
+from connectrpc._core.envelope_call import EnvelopeServerCall
+from connectrpc._core.grpc import (
+    GrpcClientCall,
+    GrpcRequests,
+    GrpcServerCall,
+    GrpcServerMethod,
+    GrpcStreamClient,
+    GrpcUnaryClient,
+)
+from connectrpc.errors import ConnectError, ConnectErrorCode
+
+if TYPE_CHECKING:
+    from connectrpc._core.http import RequestHead
+    from connectrpc.headers import HeaderInput
+
+__all__ = ["GrpcWebServerMethod", "GrpcWebStreamClient", "GrpcWebUnaryClient"]
+
+TRAILERS = 0x80
+"""The flag of the envelope that ends an answer. Its payload is a block of headers, as HTTP/1.1 has them."""
+
+
+class GrpcWebServerMethod(GrpcServerMethod):
+    """A method of any kind in one codec."""
+
+    __slots__ = ()
+
+    media_type = "application/grpc-web"
+
+    def call(self, head: RequestHead) -> GrpcWebServerCall:
+        return GrpcWebServerCall(self, head)
+
+
+class GrpcWebServerCall(GrpcServerCall):
+    """A call of any kind."""
+
+    __slots__ = ()
+
+    protocol = "grpc-web"
+    has_trailers = False
+
+    def finish(self, error: ConnectError | None, trailers: HeaderInput | None) -> bytes:
+        # Never compressed: one thing less that can go wrong where something has.
+        lines = "".join(f"{name}: {value}\r\n" for name, value in self._status(error, trailers))
+        return envelope(TRAILERS, lines.encode("latin-1"))
+
+    # An answer is one body, as in other protocols than gRPC itself.
+    _whole = EnvelopeServerCall._whole
+    fail = EnvelopeServerCall.fail
+
+
+class GrpcWebRequests(GrpcRequests):
+    """The requests for one method, as one client sends them."""
+
+    __slots__ = ()
+
+    media_type = GrpcWebServerMethod.media_type
+    protocol_header = ("x-grpc-web", "1")
+    last = TRAILERS
+
+    def call(self) -> GrpcWebClientCall:
+        return GrpcWebClientCall(self)
+
+
+class GrpcWebUnaryClient(GrpcUnaryClient):
+    """A method that takes and gives one message, as one client calls it."""
+
+    __slots__ = ()
+
+    requests = GrpcWebRequests
+
+
+class GrpcWebStreamClient(GrpcStreamClient):
+    """A method with a stream on either side, as one client calls it."""
+
+    __slots__ = ()
+
+    requests = GrpcWebRequests
+
+
+class GrpcWebClientCall(GrpcClientCall):
+    """The answer to a call of any kind."""
+
+    __slots__ = ()
+
+    def _take(self, flags: int, payload: bytes) -> None:
+        if flags & ~COMPRESSED != TRAILERS:
+            super()._take(flags, payload)
+        self._trailers = _trailers(self._reader.decompress_last(payload) if flags & COMPRESSED else payload)
+
+
+def _trailers(block: bytes) -> CIMultiDict[str]:
+    """The trailers in the payload of the last envelope.
+
+    Raises:
+        ConnectError: ``internal``: it is no block of headers.
+    """
+    trailers: CIMultiDict[str] = CIMultiDict()
+    for line in block.decode("latin-1").split("\n"):
+        name, colon, value = line.strip("\r").partition(":")
+        if colon and name:
+            trailers.add(name.strip(), value.strip())
+        elif name:
+            raise ConnectError(ConnectErrorCode.INTERNAL, "the trailers of the answer are malformed")
+    return trailers

@@ -1,0 +1,513 @@
+"""pyqwest as a transport: HTTP/1.1, 2 and 3, with trailers and full duplex.
+
+What a call must not have done behind its back cannot be switched off call by call: it is settings of the user's
+``HTTPTransport`` or ``SyncHTTPTransport``. Redirects are followed unless ``follow_redirects=False``, and answers come
+inflated unless ``enable_gzip``, ``enable_brotli`` and ``enable_zstd`` are off. Nothing is sent again but what the
+server has refused to begin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import os
+import queue
+import threading
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
+
+import pyqwest
+
+from connectrpc.errors import ConnectError, ConnectErrorCode
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from connectrpc._core.http import HeaderView, HTTPRequest
+    from connectrpc.cancel import CancelToken
+    from connectrpc.deadline import Deadline
+
+__all__ = ["AsyncPyqwestTransport", "PyqwestTransport"]
+
+
+_forked = False
+"""Whether this process was forked from one that had a pyqwest client."""
+
+
+@functools.cache  # once for the process
+def _watch_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_note_fork)
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+def _check_process() -> None:
+    # The threads that do pyqwest's work begin with the first client and stay in the parent: every call would wait for
+    # ever, also of a client that the child has made for itself.
+    if _forked:
+        raise RuntimeError(
+            "this process was forked from one with a pyqwest client, and pyqwest does not work across fork(): make the "
+            "first client after the fork"
+        )
+
+
+class _Transport:
+    """What both colours have in common."""
+
+    has_trailers = True
+
+    def __init__(self, client: object) -> None:
+        _check_process()
+        _watch_forks()
+        self._client = cast("Any", client)
+
+
+class PyqwestTransport(_Transport):
+    """Sends requests through a ``pyqwest.SyncClient``.
+
+    A request in parts is read in a thread of pyqwest's, with the caller's context variables, while the answer may
+    already be read.
+
+    Args:
+        client: the user's, with its transport, TLS, proxies and timeouts.
+    """
+
+    def send(
+        self,
+        request: HTTPRequest,
+        body: bytes | Iterator[bytes] | None,
+        *,
+        stream: bool,  # noqa: ARG002  any answer may be read in chunks
+        deadline: Deadline,
+        opening: Deadline,
+        cancel: CancelToken | None,
+    ) -> _Response:
+        _check_process()
+        upload = None if body is None or isinstance(body, bytes) else _Upload(body)
+        call = _Call(deadline, opening, cancel, upload)
+        content = body if upload is None else upload
+        arguments = (request.method, request.url, request.headers, content, deadline.remaining())
+        try:
+            call.check()
+            if cancel is None and opening is deadline:
+                # pyqwest's own timeout is all that may have to end the wait for the head.
+                response = self._stream(*arguments)
+            else:
+                response = _Waiting(lambda: self._stream(*arguments)).wait(call)
+        except BaseException as error:
+            if upload is not None:
+                upload.abandon()
+            call.finish()
+            if isinstance(error, _FAILURES):
+                call.fail(error, answered=False)
+            raise
+        call.opening = deadline
+        return _Response(response, call)
+
+    def _stream(self, method: str, url: str, headers: Any, content: Any, timeout: float | None) -> Any:
+        # Zero is no timeout to pyqwest.
+        timeout = None if timeout is None else max(timeout, 0.001)
+        # Closing the response is all that the context manager would do in the end.
+        return self._client.stream(method, url, headers, content, timeout=timeout).__enter__()
+
+    def close(self) -> None:
+        pass  # the user's client stays open
+
+
+class AsyncPyqwestTransport(_Transport):
+    """Sends requests through a ``pyqwest.Client``.
+
+    Args:
+        client: the user's, with its transport, TLS, proxies and timeouts.
+    """
+
+    async def send(self, request: HTTPRequest, body: bytes | AsyncIterator[bytes] | None) -> _AsyncResponse:
+        _check_process()
+        upload = None if body is None or isinstance(body, bytes) else _AsyncUpload(body)
+        content = body if upload is None else upload.parts()
+        opened = self._client.stream(request.method, request.url, request.headers, content)
+        try:
+            response = await opened.__aenter__()
+        except _FAILURES as error:
+            if upload is not None and upload.failure is not None:
+                raise upload.failure from None
+            raise _coded(error, answered=False) from error
+        return _AsyncResponse(response, opened, upload)
+
+    async def aclose(self) -> None:
+        pass  # the user's client stays open
+
+
+# What pyqwest raises of its own. ConnectionError and TimeoutError are OSErrors; a RuntimeError is a transport that was
+# closed, which is the user's to know as it is.
+_FAILURES = (OSError, pyqwest.ReadError, pyqwest.WriteError, pyqwest.RemoteProtocolError, pyqwest.TooManyRedirects)
+
+# gRPC over HTTP2, "Errors". For whatever is not named here, the connection has failed.
+_STREAM_ERRORS = {
+    pyqwest.StreamErrorCode.NO_ERROR: ConnectErrorCode.INTERNAL,
+    pyqwest.StreamErrorCode.PROTOCOL_ERROR: ConnectErrorCode.INTERNAL,
+    pyqwest.StreamErrorCode.INTERNAL_ERROR: ConnectErrorCode.INTERNAL,
+    pyqwest.StreamErrorCode.FLOW_CONTROL_ERROR: ConnectErrorCode.INTERNAL,
+    pyqwest.StreamErrorCode.SETTINGS_TIMEOUT: ConnectErrorCode.INTERNAL,
+    pyqwest.StreamErrorCode.FRAME_SIZE_ERROR: ConnectErrorCode.INTERNAL,
+    pyqwest.StreamErrorCode.COMPRESSION_ERROR: ConnectErrorCode.INTERNAL,
+    pyqwest.StreamErrorCode.CONNECT_ERROR: ConnectErrorCode.INTERNAL,
+    pyqwest.StreamErrorCode.REFUSED_STREAM: ConnectErrorCode.UNAVAILABLE,
+    pyqwest.StreamErrorCode.CANCEL: ConnectErrorCode.CANCELED,
+    pyqwest.StreamErrorCode.ENHANCE_YOUR_CALM: ConnectErrorCode.RESOURCE_EXHAUSTED,
+    pyqwest.StreamErrorCode.INADEQUATE_SECURITY: ConnectErrorCode.PERMISSION_DENIED,
+}
+
+
+def _coded(error: Exception, *, answered: bool) -> ConnectError:
+    """What a failure of pyqwest's is to the caller, before or after the head of the answer has come."""
+    if isinstance(error, pyqwest.StreamError):
+        code = _STREAM_ERRORS.get(error.code, ConnectErrorCode.UNAVAILABLE)
+        return ConnectError(code, f"the server ended the stream with {error.code.name}")
+    if isinstance(error, pyqwest.ConnectTimeout):
+        return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
+    if isinstance(error, TimeoutError):
+        return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own timeout has passed")
+    if isinstance(error, ConnectionError) and not answered:
+        return ConnectError(ConnectErrorCode.UNAVAILABLE, f"no connection to the server can be made: {error}")
+    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {error}")
+
+
+class _AbandonedError(Exception):
+    """Ends the upload of a call that is over: as a failure, lest the server take a part for the whole."""
+
+
+class _Upload:
+    """A request body in parts, read by a thread of pyqwest's. Remembers what the caller's iterator raised."""
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts: Iterator[bytes] | None = parts
+        self._context = contextvars.copy_context()
+        self._abandoned = False
+        self.failure: BaseException | None = None
+
+    def __iter__(self) -> _Upload:
+        return self
+
+    def __next__(self) -> bytes:
+        parts = self._parts
+        if self._abandoned or parts is None:
+            self._parts = None
+            raise _AbandonedError
+        try:
+            part = self._context.run(next, parts, None)
+        except BaseException as error:
+            self.failure = error
+            raise _AbandonedError from error
+        if self._abandoned:
+            self._parts = None
+            raise _AbandonedError
+        if part is None:
+            raise StopIteration
+        return part
+
+    def abandon(self) -> None:
+        """Read no more parts. From any thread; one that is waited for is the last."""
+        self._abandoned = True
+
+
+class _Call:
+    """What can end one call: its deadlines, its token, closing its stream."""
+
+    __slots__ = ("_cancel", "_deadline", "_reason", "_wake", "opening", "upload")
+
+    def __init__(
+        self, deadline: Deadline, opening: Deadline, cancel: CancelToken | None, upload: _Upload | None
+    ) -> None:
+        self._deadline = deadline
+        self.opening = opening
+        """The deadline of what is being done now: the call's own, once its answer has begun."""
+        self._cancel = cancel
+        self.upload = upload
+        self._reason: tuple[ConnectErrorCode, str] | None = None
+        self._wake: Callable[[], object] | None = None
+        if cancel is not None:
+            cancel.on_cancel(self, lambda: self.stop("the call was canceled"))
+
+    def reason(self) -> ConnectError | None:
+        """Why the call has to end, or None."""
+        if self._reason is None:
+            if self._deadline.expired():
+                self._reason = (ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
+            elif self.opening.expired():
+                self._reason = (ConnectErrorCode.DEADLINE_EXCEEDED, "the stream was not opened in time")
+        return None if self._reason is None else ConnectError(*self._reason)
+
+    def check(self) -> None:
+        reason = self.reason()
+        if reason is not None:
+            raise reason
+
+    def fail(self, error: Exception, *, answered: bool) -> NoReturn:
+        """Raise what a failure of pyqwest's is to the caller."""
+        if self._reason is None and self.upload is not None and self.upload.failure is not None:
+            raise self.upload.failure from None  # just as it is: it has nothing to do with pyqwest
+        raise self.reason() or _coded(error, answered=answered) from error
+
+    def stop(self, message: str) -> None:
+        """End the call, from any thread."""
+        if self._reason is None:
+            self._reason = (ConnectErrorCode.CANCELED, message)
+        if self.upload is not None:
+            self.upload.abandon()
+        wake = self._wake
+        if wake is not None:
+            wake()
+
+    def wake_by(self, wake: Callable[[], object] | None) -> None:
+        """What wakes the thread that waits in the call from now on."""
+        self._wake = wake
+        if wake is not None and self._reason is not None:
+            wake()  # it was stopped before there was anything to wake
+
+    def finish(self) -> None:
+        """The call is over: nothing can stop it any more."""
+        self._wake = None
+        if self._cancel is not None:
+            self._cancel.forget(self)
+
+
+_HELPER_IDLE_SECONDS = 30.0
+
+
+class _Helper(threading.Thread):
+    """A thread that does one thing after another, and ends when nobody has had any for it for a while."""
+
+    _idle: ClassVar[list[_Helper]] = []
+
+    def __init__(self) -> None:
+        # A daemon: the process may end while it waits.
+        super().__init__(name="connectrpc-pyqwest", daemon=True)
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
+    @classmethod
+    def start_task(cls, task: Callable[[], None]) -> None:
+        """Run ``task``, which does not raise, in whichever thread is free."""
+        try:
+            helper = cls._idle.pop()
+        except IndexError:
+            helper = cls()
+            helper.start()
+        helper._tasks.put(task)
+
+    def run(self) -> None:
+        while True:
+            try:
+                task = self._tasks.get(timeout=_HELPER_IDLE_SECONDS)
+            except queue.Empty:
+                try:
+                    self._idle.remove(self)
+                except ValueError:
+                    continue  # it has just been taken
+                return
+            task()
+            del task
+            self._idle.append(self)
+
+
+class _Waiting:
+    """The wait for an answer's head in a thread of its own, which can be left. pyqwest's own wait cannot.
+
+    The thread that is left behind drops the answer when it comes, if the call's timeout does not come first.
+    """
+
+    def __init__(self, begin: Callable[[], Any]) -> None:
+        self._begin = begin
+        self._lock = threading.Lock()
+        self._ready = threading.Event()
+        self._left = False
+        self._response: Any = None
+        self._error: BaseException | None = None
+
+    def wait(self, call: _Call) -> Any:
+        _Helper.start_task(functools.partial(contextvars.copy_context().run, self._run))
+        call.wake_by(self._ready.set)
+        try:
+            self._ready.wait(call.opening.remaining())
+            call.check()
+        except BaseException:
+            with self._lock:
+                self._left = True
+            if self._response is not None:
+                self._response.close()
+            raise
+        finally:
+            call.wake_by(None)
+        if self._error is not None:
+            raise self._error
+        return self._response
+
+    def _run(self) -> None:
+        response: Any = None
+        try:
+            response = self._begin()
+        except BaseException as error:
+            self._error = error
+        with self._lock:
+            self._response = response
+            left = self._left
+        if left and response is not None:
+            response.close()
+        self._ready.set()
+
+
+class _Response:
+    """An answer of pyqwest's."""
+
+    __slots__ = ("_call", "_chunks", "_closed", "_ended", "_response", "headers", "status")
+
+    def __init__(self, response: Any, call: _Call) -> None:
+        self._call = call
+        self._response = response
+        self._chunks: Iterator[Any] = response.content
+        self._closed = False
+        self._ended = False
+        self.status: int = response.status
+        self.headers: HeaderView = response.headers
+        call.wake_by(response.close)
+
+    @property
+    def trailers(self) -> HeaderView | None:
+        """Those of HTTP itself; None before the end of the body, and when there were none."""
+        trailers = self._response.trailers if self._ended else None
+        return trailers or None
+
+    def read(self, limit: int | None) -> bytes:
+        parts, received = [], 0
+        try:
+            while (limit is None or received <= limit) and (chunk := self.read_chunk()):
+                parts.append(chunk)
+                received += len(chunk)
+        finally:
+            self.close()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_chunk(self) -> bytes:
+        chunk: Any = None
+        try:
+            for chunk in self._chunks:
+                if chunk:  # a frame may be empty
+                    break
+            else:
+                chunk = None
+        except _FAILURES as error:
+            self._call.fail(error, answered=True)
+        self._call.check()  # a body that was closed looks complete
+        if chunk is not None:
+            return bytes(chunk)
+        if self._call.upload is not None and self._call.upload.failure is not None:
+            raise self._call.upload.failure
+        self._ended = not self._closed
+        return b""
+
+    def check(self) -> None:
+        self._call.check()
+
+    def interrupt(self) -> None:
+        self._call.stop("the stream was closed")
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._call.finish()
+        if self._call.upload is not None:
+            self._call.upload.abandon()
+        self._response.close()
+
+
+class _AsyncUpload:
+    """A request body in parts, which remembers what the caller's iterator raised."""
+
+    def __init__(self, parts: AsyncIterator[bytes]) -> None:
+        self._parts = parts
+        self.failure: BaseException | None = None
+        self.finished = False
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        try:
+            async for part in self._parts:
+                yield part
+            self.finished = True
+        except Exception as error:
+            self.failure = error
+            raise
+
+
+_closing: set[asyncio.Task[Any]] = set()
+"""Kept until they are done, as the event loop does not."""
+
+
+class _AsyncResponse:
+    """An answer of pyqwest's."""
+
+    __slots__ = ("_chunks", "_closed", "_ended", "_opened", "_response", "_upload", "headers", "status")
+
+    def __init__(self, response: Any, opened: Any, upload: _AsyncUpload | None) -> None:
+        self._response = response
+        self._opened = opened
+        self._upload = upload
+        self._chunks: AsyncIterator[Any] = response.content
+        self._closed = False
+        self._ended = False
+        self.status: int = response.status
+        self.headers: HeaderView = response.headers
+
+    @property
+    def uploaded(self) -> bool:
+        return self._upload is None or self._upload.finished
+
+    @property
+    def trailers(self) -> HeaderView | None:
+        """Those of HTTP itself; None before the end of the body, and when there were none."""
+        trailers = self._response.trailers if self._ended else None
+        return trailers or None
+
+    async def read(self, limit: int | None) -> bytes:
+        parts, received = [], 0
+        try:
+            while (limit is None or received <= limit) and (chunk := await self.read_chunk()):
+                parts.append(chunk)
+                received += len(chunk)
+        finally:
+            self.close()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def read_chunk(self) -> bytes:
+        try:
+            async for chunk in self._chunks:
+                if chunk:  # a frame may be empty
+                    return bytes(chunk)
+        except _FAILURES as error:
+            if self._upload is not None and self._upload.failure is not None:
+                raise self._upload.failure from None
+            raise _coded(error, answered=True) from error
+        if self._upload is not None and self._upload.failure is not None:
+            raise self._upload.failure
+        self._ended = not self._closed
+        return b""
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        closing = self._opened.__aexit__(None, None, None)
+        if not self._ended:
+            task = asyncio.get_running_loop().create_task(closing)
+            _closing.add(task)
+            task.add_done_callback(_closing.discard)
+            return
+        # There is nothing to wait for.
+        with contextlib.suppress(StopIteration):
+            closing.send(None)
+            closing.close()
