@@ -14,6 +14,7 @@ import types
 import typing
 import warnings
 from importlib.metadata import entry_points, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,8 @@ ROOT = Path(connectrpc.__file__).parent
 def public_modules() -> list[str]:
     paths = [path.relative_to(ROOT.parent).with_suffix("").parts for path in sorted(ROOT.rglob("*.py"))]
     names = [".".join(parts).removesuffix(".__init__") for parts in paths]
-    return [name for name in names if "._" not in name]
+    absent = set() if find_spec("pyqwest") else {"connectrpc.transports.pyqwest"}  # not every Python has it
+    return [name for name in names if "._" not in name and name not in absent]
 
 
 def defined_in(module: types.ModuleType) -> set[str]:

@@ -69,7 +69,7 @@ def error_from_status(status: str, message: str, details: str) -> ConnectError |
     if details:
         try:
             # Several values, or one whose padding was kept, are as good.
-            encoded = details.partition(",")[0].strip()
+            encoded = details.partition(",")[0].strip().rstrip("=")
             status_message = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
             for detail in _decode_details(status_message):
                 error.add_detail(detail)
