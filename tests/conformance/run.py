@@ -70,8 +70,8 @@ def server(name: str, flake: Flake | None = None) -> Run:
     return Run("server", "config_server.yaml", ["server.py", "--server", name], SERVER_CASES, flake)
 
 
-def http2_server(name: str) -> Run:
-    return Run("server", "config_server_http2.yaml", ["server.py", "--server", name], HTTP2_SERVER_CASES)
+def http2_server(name: str, flake: Flake | None = None) -> Run:
+    return Run("server", "config_server_http2.yaml", ["server.py", "--server", name], HTTP2_SERVER_CASES, flake)
 
 
 RUNS = {
@@ -86,7 +86,7 @@ RUNS = {
     "server-granian-asgi": server("granian-asgi"),
     "server-hypercorn": server("hypercorn", TORN_ANSWER),
     "server-gunicorn-asgi": server("gunicorn-asgi"),
-    "server-uvicorn-http2": http2_server("uvicorn-http2"),
+    "server-uvicorn-http2": http2_server("uvicorn-http2", TORN_ANSWER),
     "server-gunicorn-asgi-http2": http2_server("gunicorn-asgi-http2"),
 }
 

@@ -254,6 +254,7 @@ async def _call(endpoint: Endpoint, call: ServerCall, body: RequestBody, send: S
         await _answer(response, body, send)
     finally:
         guard.stop()
+        body.close()
 
 
 async def _stream(endpoint: Endpoint, call: ServerCall, body: RequestBody, send: Send, guard: Guard) -> None:

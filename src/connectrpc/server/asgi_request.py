@@ -237,8 +237,14 @@ class RequestBody:
             self._reader = asyncio.ensure_future(self._read_ahead(self._ahead, self._changed))
 
     def stop_watching(self) -> None:
-        """End what ``watch`` began. What was read ahead is still given out."""
+        """Call ``on_leave`` no more. What was read ahead is still given out."""
         self._on_leave = None
+        if self.ended:
+            self.close()
+
+    def close(self) -> None:
+        """Receive no more."""
+        # Not while there is something to come: some servers lose an event when who waits for it is cancelled.
         if self._reader is not None:
             self._reader.cancel()
             self._reader = None
