@@ -64,7 +64,8 @@ def _gunicorn(worker: str, *options: str) -> Callable[[int], list[str]]:
     def command(fd: int) -> list[str]:
         return [
             *(sys.executable, "-m", "gunicorn", "--bind", f"fd://{fd}", "--worker-class", worker),
-            *("--graceful-timeout", "1", "--timeout", "60", "--log-level", "warning", "--no-control-socket"),
+            # A worker that does not get to run within the first is killed, which it logs as an error.
+            *("--graceful-timeout", "4", "--timeout", "60", "--log-level", "warning", "--no-control-socket"),
             *options,
         ]
 
