@@ -224,7 +224,7 @@ class _BlockingWork(_Work):
             raise
         if not self._method.kind.server_streams:
             return event.value
-        return self._result(event.value, self._messages(source))
+        return self._result(event.value, _Messages(self, source))
 
     def _notify(self) -> None:
         self._there.release()
@@ -246,9 +246,6 @@ class _BlockingWork(_Work):
             except Exception as error:
                 self._reply = None, error
             self._go_on()
-
-    def _messages(self, source: Iterator[Any] | None) -> Iterator[Any]:
-        return _Messages(self, source)
 
 
 class _Messages:

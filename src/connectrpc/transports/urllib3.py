@@ -343,7 +343,9 @@ class _Response:
             if self._chunks is None:
                 self._chunks = self._begin_chunks()
             chunk = next(self._chunks, b"")
-            return chunk or self._guarded(chunk)  # the messages of others are checked one by one
+            if not chunk:  # the messages of others are checked one by one
+                self.check()
+            return chunk
         except (HTTPError, OSError) as error:
             raise _coded(error, self._guard, answered=True) from error
 
