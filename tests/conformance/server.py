@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 HOST = "127.0.0.1"
+APP = "service_async:asgi_app"
+"""What makes the app that ASGI servers serve."""
+
 # Handlers sleep when they are told to, so there are more threads than calls at a time.
 THREADS = "32"
 START_SECONDS = 9.0
@@ -75,7 +78,7 @@ def gunicorn_gthread(address: Address, certificates: Certificates | None) -> lis
 
 def gunicorn_asgi(address: Address, certificates: Certificates | None) -> list[str]:
     command = gunicorn(address, certificates, "--worker-class", "asgi")
-    return [*command, "service_async:asgi_app()"]
+    return [*command, f"{APP}()"]
 
 
 def granian(address: Address, certificates: Certificates | None, *interface: str) -> list[str]:
@@ -96,7 +99,7 @@ def granian_wsgi(address: Address, certificates: Certificates | None) -> list[st
 
 def granian_asgi(address: Address, certificates: Certificates | None) -> list[str]:
     command = granian(address, certificates, "--interface", "asgi")
-    return [*command, "service_async:asgi_app"]
+    return [*command, APP]
 
 
 def uvicorn(address: Address, certificates: Certificates | None, parser: str) -> list[str]:
@@ -107,7 +110,7 @@ def uvicorn(address: Address, certificates: Certificates | None, parser: str) ->
         if certificates.client_ca is not None:
             command += ["--ssl-ca-certs", str(certificates.client_ca)]
             command += ["--ssl-cert-reqs", str(ssl.CERT_REQUIRED.value)]
-    return [*command, "service_async:asgi_app"]
+    return [*command, APP]
 
 
 def uvicorn_httptools(address: Address, certificates: Certificates | None) -> list[str]:
@@ -126,7 +129,7 @@ def gunicorn_asgi_http2(address: Address, certificates: Certificates | None) -> 
     command = gunicorn(address, certificates, "--worker-class", "asgi")
     if address.http2:  # then it takes nothing else in plain text
         command += ["--http-protocols", "h2,h1", "--http2-cleartext", "prior-knowledge"]
-    return [*command, "service_async:asgi_app()"]
+    return [*command, f"{APP}()"]
 
 
 def hypercorn(address: Address, certificates: Certificates | None) -> list[str]:
@@ -136,7 +139,7 @@ def hypercorn(address: Address, certificates: Certificates | None) -> list[str]:
         command += ["--certfile", str(certificates.cert), "--keyfile", str(certificates.key)]
         if certificates.client_ca is not None:
             command += ["--ca-certs", str(certificates.client_ca), "--verify-mode", ssl.CERT_REQUIRED.name]
-    return [*command, "service_async:asgi_app()"]
+    return [*command, f"{APP}()"]
 
 
 SERVERS: dict[str, Callable[[Address, Certificates | None], list[str]]] = {

@@ -24,6 +24,10 @@ __all__ = ["Guard"]
 # Most handlers that wait do so for a few milliseconds. A timer that is taken back costs a tenth of a task that is.
 _WATCH_CLIENT_AFTER_SECONDS = 0.01
 
+# A caller's own clock ends the call at the deadline too, and servers write an answer's head and its body one after the
+# other. An answer that sets out at that very moment reaches a caller that takes the head and no longer waits for the body.
+_EXPIRE_AFTER_SECONDS = 0.005
+
 _NOT_BEGUN = object()
 """Not None: that is what bare yields give, such as those of ``asyncio.sleep(0)``."""
 
@@ -87,7 +91,7 @@ class Guard:
             loop = asyncio.get_running_loop()
             left = self._deadline.remaining()
             if left is not None:
-                self._deadline_timer = loop.call_later(left, self._expire)
+                self._deadline_timer = loop.call_later(left + _EXPIRE_AFTER_SECONDS, self._expire)
             self._client_timer = loop.call_later(_WATCH_CLIENT_AFTER_SECONDS, self._body.watch, self._leave)
 
     def stop(self) -> None:
