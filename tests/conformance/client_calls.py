@@ -109,6 +109,7 @@ def pyqwest_settings(request: ClientCompatRequest) -> dict[str, typing.Any]:
     versions = {
         HTTPVersion.HTTP_VERSION_1: pyqwest.HTTPVersion.HTTP1,
         HTTPVersion.HTTP_VERSION_2: pyqwest.HTTPVersion.HTTP2,
+        HTTPVersion.HTTP_VERSION_3: pyqwest.HTTPVersion.HTTP3,
     }
     return {
         "http_version": versions[request.http_version],

@@ -15,7 +15,7 @@ from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import BinaryIO
+    from typing import IO
 
 __all__ = ["error_from_proto", "error_to_proto", "headers_from_proto", "headers_to_proto", "read", "write"]
 
@@ -25,7 +25,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 _SIZE = struct.Struct(">I")
 
 
-def read(stream: BinaryIO, message_type: type[MessageT]) -> MessageT | None:
+def read(stream: IO[bytes], message_type: type[MessageT]) -> MessageT | None:
     """The next message, or None at the end of the stream."""
     prefix = stream.read(_SIZE.size)
     if not prefix:
@@ -34,7 +34,7 @@ def read(stream: BinaryIO, message_type: type[MessageT]) -> MessageT | None:
     return message_type.FromString(stream.read(size))
 
 
-def write(stream: BinaryIO, message: Message) -> None:
+def write(stream: IO[bytes], message: Message) -> None:
     """Send ``message`` at once."""
     payload = message.SerializeToString()
     stream.write(_SIZE.pack(len(payload)) + payload)

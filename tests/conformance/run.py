@@ -25,9 +25,10 @@ LIMIT_SECONDS = 600
 
 # How many cases there are for the features in the configuration files. A run that has shrunk must not pass.
 CLIENT_CASES = 3362
-HTTP2_CLIENT_CASES = 5616
+HTTP3_CLIENT_CASES = 10767
 SERVER_CASES = 2724
 HTTP2_SERVER_CASES = 7288  # and HTTP/1.1
+HTTP3_SERVER_CASES = 8810  # and HTTP/1.1 and 2
 
 
 class Flake(NamedTuple):
@@ -45,8 +46,9 @@ class Flake(NamedTuple):
 TORN_ANSWER = Flake("Timeouts/**/unary", "connect error JSON: unexpected end of JSON input")
 
 
-# The runner's gRPC server begins its answer with the first request message. Go's HTTP/1.1 server reads no more of a
-# request then, so the call is lost when the end of the request comes in a later packet.
+# The runner's gRPC server begins its answer with the first request message. Go's HTTP/1.1 server then reads the rest of
+# the request by itself and closes it, and what the service was about to read is lost when it is the slower of the two.
+# A bare socket has one call in a hundred lost: closed_body.py beside this file shows it.
 CLOSED_BODY = Flake(
     "**/(grpc server impl)/bidi-stream/half-duplex/**",
     r'(actual error \{code: 14 \(unavailable\), message: "http: invalid Read on closed Body"\} does not match .*\n?'
@@ -69,7 +71,7 @@ def client(mode: str, flake: Flake | None = None) -> Run:
 
 
 def pyqwest_client(mode: str) -> Run:
-    return Run("client", "config_client_pyqwest.yaml", ["client.py", "--mode", mode], HTTP2_CLIENT_CASES)
+    return Run("client", "config_client_http3.yaml", ["client.py", "--mode", mode], HTTP3_CLIENT_CASES, CLOSED_BODY)
 
 
 def server(name: str, flake: Flake | None = None) -> Run:
@@ -80,8 +82,12 @@ def http2_server(name: str, flake: Flake | None = None) -> Run:
     return Run("server", "config_server_http2.yaml", ["server.py", "--server", name], HTTP2_SERVER_CASES, flake)
 
 
+def http3_server(name: str, flake: Flake | None = None) -> Run:
+    return Run("server", "config_server_http3.yaml", ["server.py", "--server", name], HTTP3_SERVER_CASES, flake)
+
+
 RUNS = {
-    "client-sync": client("sync"),
+    "client-sync": client("sync", CLOSED_BODY),
     "client-async": client("async", CLOSED_BODY),
     "client-sync-pyqwest": pyqwest_client("sync-pyqwest"),
     "client-async-pyqwest": pyqwest_client("async-pyqwest"),
@@ -94,6 +100,8 @@ RUNS = {
     "server-gunicorn-asgi": server("gunicorn-asgi"),
     "server-uvicorn-http2": http2_server("uvicorn-http2", TORN_ANSWER),
     "server-gunicorn-asgi-http2": http2_server("gunicorn-asgi-http2", TORN_ANSWER),
+    "server-pyvoy": http3_server("pyvoy"),
+    "server-pyvoy-asgi": http3_server("pyvoy-asgi"),
 }
 
 

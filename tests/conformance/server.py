@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 HOST = "127.0.0.1"
-APP = "service_async:asgi_app"
-"""What makes the app that ASGI servers serve."""
+APP = "service_async:app"
+"""What ASGI servers serve."""
 
 # Handlers sleep when they are told to, so there are more threads than calls at a time.
 THREADS = "32"
@@ -73,18 +73,18 @@ def gunicorn(address: Address, certificates: Certificates | None, *worker: str) 
 
 def gunicorn_gthread(address: Address, certificates: Certificates | None) -> list[str]:
     command = gunicorn(address, certificates, "--worker-class", "gthread", "--threads", THREADS)
-    return [*command, "service_sync:wsgi_app()"]
+    return [*command, "service_sync:app"]
 
 
 def gunicorn_asgi(address: Address, certificates: Certificates | None) -> list[str]:
     command = gunicorn(address, certificates, "--worker-class", "asgi")
-    return [*command, f"{APP}()"]
+    return [*command, APP]
 
 
 def granian(address: Address, certificates: Certificates | None, *interface: str) -> list[str]:
     # It cannot take a socket over, but shares its port: it sets SO_REUSEPORT by itself.
     command = [sys.executable, "-m", "granian", "--host", HOST, "--port", str(address.port), *interface]
-    command += ["--http", "1", "--workers-kill-timeout", "1", "--log-level", "error", "--factory"]
+    command += ["--http", "1", "--workers-kill-timeout", "1", "--log-level", "error"]
     if certificates is not None:
         command += ["--ssl-certificate", str(certificates.cert), "--ssl-keyfile", str(certificates.key)]
         if certificates.client_ca is not None:
@@ -94,7 +94,7 @@ def granian(address: Address, certificates: Certificates | None, *interface: str
 
 def granian_wsgi(address: Address, certificates: Certificates | None) -> list[str]:
     command = granian(address, certificates, "--interface", "wsgi", "--blocking-threads", THREADS)
-    return [*command, "service_sync:wsgi_app"]
+    return [*command, "service_sync:app"]
 
 
 def granian_asgi(address: Address, certificates: Certificates | None) -> list[str]:
@@ -104,7 +104,7 @@ def granian_asgi(address: Address, certificates: Certificates | None) -> list[st
 
 def uvicorn(address: Address, certificates: Certificates | None, parser: str) -> list[str]:
     command = [sys.executable, "-m", "uvicorn", "--fd", str(address.fd), "--http", parser]
-    command += ["--timeout-graceful-shutdown", "1", "--log-level", "error", "--factory"]
+    command += ["--timeout-graceful-shutdown", "1", "--log-level", "error"]
     if certificates is not None:
         command += ["--ssl-certfile", str(certificates.cert), "--ssl-keyfile", str(certificates.key)]
         if certificates.client_ca is not None:
@@ -129,7 +129,7 @@ def gunicorn_asgi_http2(address: Address, certificates: Certificates | None) -> 
     command = gunicorn(address, certificates, "--worker-class", "asgi")
     if address.http2:  # then it takes nothing else in plain text
         command += ["--http-protocols", "h2,h1", "--http2-cleartext", "prior-knowledge"]
-    return [*command, f"{APP}()"]
+    return [*command, APP]
 
 
 def hypercorn(address: Address, certificates: Certificates | None) -> list[str]:
@@ -139,7 +139,26 @@ def hypercorn(address: Address, certificates: Certificates | None) -> list[str]:
         command += ["--certfile", str(certificates.cert), "--keyfile", str(certificates.key)]
         if certificates.client_ca is not None:
             command += ["--ca-certs", str(certificates.client_ca), "--verify-mode", ssl.CERT_REQUIRED.name]
-    return [*command, f"{APP}()"]
+    return [*command, APP]
+
+
+def pyvoy(address: Address, certificates: Certificates | None, interface: str) -> list[str]:
+    # It cannot take a socket over, but shares its port: it sets SO_REUSEPORT by itself.
+    command = ["pyvoy", "--address", HOST, "--port", str(address.port), "--log-level", "error"]
+    command += ["--interface", interface]
+    if certificates is not None:
+        command += ["--tls-cert", str(certificates.cert), "--tls-key", str(certificates.key)]
+        if certificates.client_ca is not None:
+            command += ["--tls-ca-cert", str(certificates.client_ca)]
+    return command
+
+
+def pyvoy_wsgi(address: Address, certificates: Certificates | None) -> list[str]:
+    return [*pyvoy(address, certificates, "wsgi"), "--worker-threads", THREADS, "service_sync:app"]
+
+
+def pyvoy_asgi(address: Address, certificates: Certificates | None) -> list[str]:
+    return [*pyvoy(address, certificates, "asgi"), APP]
 
 
 SERVERS: dict[str, Callable[[Address, Certificates | None], list[str]]] = {
@@ -152,6 +171,8 @@ SERVERS: dict[str, Callable[[Address, Certificates | None], list[str]]] = {
     "hypercorn": hypercorn,
     "gunicorn-asgi": gunicorn_asgi,
     "gunicorn-asgi-http2": gunicorn_asgi_http2,
+    "pyvoy": pyvoy_wsgi,
+    "pyvoy-asgi": pyvoy_asgi,
 }
 """The command that serves the conformance service at an address, by the server's name."""
 

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
         UnaryRequest,
         UnaryResponseDefinition,
     )
-    from connectrpc.server import ASGIApplication, AsyncClientStream, ClientRequest, ServerResponse, ServerStream
+    from connectrpc.server import AsyncClientStream, ClientRequest, ServerResponse, ServerStream
 
-__all__ = ["AsyncConformanceService", "asgi_app"]
+__all__ = ["AsyncConformanceService", "app"]
 
 StreamedT = TypeVar("StreamedT", ServerStreamResponse, BidiStreamResponse)
 
@@ -112,8 +112,5 @@ async def _delay(definition: UnaryResponseDefinition | StreamResponseDefinition)
         await asyncio.sleep(definition.response_delay_ms / 1000)
 
 
-def asgi_app() -> ASGIApplication:
-    """The service as an application, for servers that load one by its name."""
-    # The cast hides the missing handler from type checkers, which would rightly refuse it.
-    implementation = cast(AsyncConformanceServiceProtocol, AsyncConformanceService())
-    return asgi_conformance_service(implementation, **service_options())
+# The cast hides the missing handler from type checkers, which would rightly refuse it.
+app = asgi_conformance_service(cast(AsyncConformanceServiceProtocol, AsyncConformanceService()), **service_options())

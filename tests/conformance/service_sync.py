@@ -36,9 +36,9 @@ if TYPE_CHECKING:
         UnaryRequest,
         UnaryResponseDefinition,
     )
-    from connectrpc.server import ClientRequest, ClientStream, ServerResponse, ServerStream, WSGIApplication
+    from connectrpc.server import ClientRequest, ClientStream, ServerResponse, ServerStream
 
-__all__ = ["ConformanceService", "wsgi_app"]
+__all__ = ["ConformanceService", "app"]
 
 StreamedT = TypeVar("StreamedT", ServerStreamResponse, BidiStreamResponse)
 
@@ -71,10 +71,29 @@ class ConformanceService:
         return stream_response(_delayed(responses, definition), definition)
 
     def bidi_stream(self, req: ClientStream[BidiStreamRequest]) -> ServerStream[BidiStreamResponse]:
-        messages = list(req)
+        messages = []
+        for message in req:
+            if message.full_duplex:
+                return stream_response(_answered_in_turn(req, message), message.response_definition)
+            messages.append(message)
         definition = bidi_definition(messages)
         responses = stream_messages(BidiStreamResponse, definition, request_info(req, messages))
         return stream_response(_delayed(responses, definition), definition)
+
+
+def _answered_in_turn(req: ClientStream[BidiStreamRequest], first: BidiStreamRequest) -> Iterator[BidiStreamResponse]:
+    """A response for each request as it comes, then the other responses that are asked for."""
+    definition = first.response_definition
+    responses = stream_messages(BidiStreamResponse, definition, request_info(req, [first]))
+    requests = iter(req)
+    request: BidiStreamRequest | None = first
+    for response in responses:
+        if request is not None and request is not first:
+            response.payload.request_info.requests.add().Pack(request)
+        _delay(definition)
+        yield response
+        if request is not None:
+            request = next(requests, None)
 
 
 def _delayed(responses: Iterator[StreamedT], definition: StreamResponseDefinition) -> Iterator[StreamedT]:
@@ -87,8 +106,5 @@ def _delay(definition: UnaryResponseDefinition | StreamResponseDefinition) -> No
     time.sleep(definition.response_delay_ms / 1000)
 
 
-def wsgi_app() -> WSGIApplication:
-    """The service as an application, for servers that load one by its name."""
-    # The cast hides the missing handler from type checkers, which would rightly refuse it.
-    implementation = cast(ConformanceServiceProtocol, ConformanceService())
-    return wsgi_conformance_service(implementation, **service_options())
+# The cast hides the missing handler from type checkers, which would rightly refuse it.
+app = wsgi_conformance_service(cast(ConformanceServiceProtocol, ConformanceService()), **service_options())

@@ -35,17 +35,13 @@ async def app(scope: Event, receive: Callable[[], Awaitable[Event]], send: Calla
     await send({"type": "http.response.body", "body": BODY})
 
 
-def asgi_app() -> Any:
-    return app
-
-
 def main() -> bool:
     """Whether an answer was torn."""
     import prepare
 
     prepare.prepare()
     # In a process of the runner: server.py, with this app where it would serve ours.
-    program = "import sys, server; sys.argv[0] = 'server.py'; server.APP = 'torn_answer:asgi_app'; server.main()"
+    program = "import sys, server; sys.argv[0] = 'server.py'; server.APP = 'torn_answer:app'; server.main()"
     name = sys.argv[1] if len(sys.argv) > 1 else "gunicorn-asgi-http2"
     config = "config_server_http2.yaml" if name.endswith("http2") else "config_server.yaml"
     command = [str(prepare.RUNNER), "--mode", "server", "--conf", str(HERE / config)]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from connectrpc._core.call import ServerCall
     from connectrpc._core.http import HeaderList, ResponseHead
     from connectrpc._core.negotiate import Endpoint, PlainEndpoint
-    from connectrpc.method import Service
+    from connectrpc.method import Method, Service
     from connectrpc.server.asgi_request import Receive, Scope
     from connectrpc.server.options import ServiceOptions
 
@@ -48,6 +48,11 @@ class ASGIApplication:
     def __init__(self, parts: Iterable[_Part]) -> None:
         self._parts = tuple(parts)
         self._use(part.endpoints for part in self._parts)
+
+    @property
+    def methods(self) -> tuple[Method[Any, Any], ...]:
+        """The RPCs that it serves."""
+        return tuple(endpoint.method for endpoint in self._endpoints.values())
 
     def _use(self, parts: Iterable[Mapping[str, Endpoint]]) -> None:
         self._endpoints = merge_endpoints(parts)

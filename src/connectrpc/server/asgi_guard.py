@@ -24,8 +24,8 @@ __all__ = ["Guard"]
 # Most handlers that wait do so for a few milliseconds. A timer that is taken back costs a tenth of a task that is.
 _WATCH_CLIENT_AFTER_SECONDS = 0.01
 
-# A caller's own clock ends the call at the deadline too, and servers write an answer's head and its body one after the
-# other. An answer that sets out at that very moment reaches a caller that takes the head and no longer waits for the body.
+# A caller's own clock ends the call at the deadline too, and servers write the head and the body of an answer one after
+# the other. Of one that sets out at that very moment, the caller may take the head and not wait for the body.
 _EXPIRE_AFTER_SECONDS = 0.005
 
 _NOT_BEGUN = object()

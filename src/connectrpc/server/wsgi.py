@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from connectrpc._core.call import ServerCall
+    from connectrpc._core.http import HeaderList
     from connectrpc._core.negotiate import Endpoint, PlainEndpoint
-    from connectrpc.method import Service
+    from connectrpc.method import Method, Service
     from connectrpc.request import ServerStream
     from connectrpc.server.options import ServiceOptions
 
@@ -42,6 +43,10 @@ __all__ = ["WSGIApplication", "wsgi_app", "wsgi_service"]
 _STATUS = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _STATUS[499] = "499 Client Closed Request"
 
+# No PEP has this yet: a callable for the environ of servers that can send trailers. It is called with the list of them
+# when the last part of the body has been taken, and ends the answer. Behind HTTP/1.1 they would come to nothing.
+_SEND_TRAILERS = "wsgi.ext.http.send_trailers"
+
 _CHUNK = 64 * 1024
 _LARGE_CHUNK = 1024 * 1024  # gunicorn copies what it has read ahead at each read, however little that takes of it
 _LENGTH_MAX_DIGITS = 19  # 2**63 has as many, and Python is slow and then refuses to convert very long ones
@@ -53,6 +58,11 @@ class WSGIApplication:
     def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
         self._endpoints = dict(endpoints)
         self._plain = plain_endpoints(self._endpoints)
+
+    @property
+    def methods(self) -> tuple[Method[Any, Any], ...]:
+        """The RPCs that it serves."""
+        return tuple(endpoint.method for endpoint in self._endpoints.values())
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         get = environ.get
@@ -74,20 +84,20 @@ class WSGIApplication:
         negotiated = negotiate(self._endpoints, _Head(environ))
         body = _RequestBody(environ)
         if body.refusal is not None:
-            return _send(body.refusal, start_response)
+            return _send(body.refusal, environ, start_response)
         if isinstance(negotiated, Response):
             body.drain()
-            return _send(negotiated, start_response)
+            return _send(negotiated, environ, start_response)
         endpoint, call = negotiated
         if endpoint.method.kind.server_streams:
-            return _stream(endpoint, call, body, start_response)
+            return _stream(endpoint, call, body, environ, start_response)
         try:
             call.deadline.check()
             response = call.answer(endpoint.handler(_request(call, body)))
         except Exception as error:
             response = failed(call, error)
         body.drain()
-        return _send(response, start_response)
+        return _send(response, environ, start_response)
 
 
 def wsgi_service(service: Service, implementation: object, **options: Unpack[ServiceOptions]) -> WSGIApplication:
@@ -113,9 +123,16 @@ def wsgi_app(*services: WSGIApplication) -> WSGIApplication:
     return WSGIApplication(merge_endpoints(service._endpoints for service in services))
 
 
-def _send(response: Response, start_response: StartResponse) -> Iterable[bytes]:
+def _send(response: Response, environ: Mapping[str, Any], start_response: StartResponse) -> Iterable[bytes]:
     start_response(_STATUS[response.status], response.headers)
+    if response.trailers is not None:
+        return _with_trailers(response.body, environ[_SEND_TRAILERS], response.trailers)
     return [response.body]  # a list: servers have a short way for it
+
+
+def _with_trailers(body: bytes, send_trailers: Callable[[HeaderList], object], trailers: HeaderList) -> Iterator[bytes]:
+    yield body
+    send_trailers(trailers)
 
 
 def _call_plain(
@@ -131,7 +148,7 @@ def _call_plain(
     except Exception as error:
         answer = failed(call.long_way(), error)
     if isinstance(answer, Response):
-        return _send(answer, start_response)
+        return _send(answer, environ, start_response)
     start_response("200 OK", [("content-type", server.media_type), ("content-length", str(len(answer)))])
     return [answer]
 
@@ -165,7 +182,13 @@ def _messages(call: ServerCall, body: _RequestBody) -> Iterator[Any]:
     call.feed_end()
 
 
-def _stream(endpoint: Endpoint, call: ServerCall, body: _RequestBody, start_response: StartResponse) -> Iterable[bytes]:
+def _stream(
+    endpoint: Endpoint,
+    call: ServerCall,
+    body: _RequestBody,
+    environ: Mapping[str, Any],
+    start_response: StartResponse,
+) -> Iterable[bytes]:
     """A streamed answer."""
     given: Any = None
     try:
@@ -177,24 +200,30 @@ def _stream(endpoint: Endpoint, call: ServerCall, body: _RequestBody, start_resp
         _close(given, call)
         response = failed(call, error)
         body.drain()
-        return _send(response, start_response)
+        return _send(response, environ, start_response)
     # Not when the first part is asked for: some servers want it called before the app has returned.
     start_response(_STATUS[head.status], head.headers)
-    return _StreamedBody(call, messages, stream, body)
+    return _StreamedBody(call, messages, stream, body, environ.get(_SEND_TRAILERS))
 
 
 class _StreamedBody:
     """The body of a streamed answer. The server closes it when it is done, or when the client has left."""
 
-    __slots__ = ("_body", "_call", "_closed", "_messages", "_stream")
+    __slots__ = ("_body", "_call", "_closed", "_messages", "_send_trailers", "_stream")
 
     def __init__(
-        self, call: ServerCall, messages: Iterator[Any], stream: ServerStream[Any] | None, body: _RequestBody
+        self,
+        call: ServerCall,
+        messages: Iterator[Any],
+        stream: ServerStream[Any] | None,
+        body: _RequestBody,
+        send_trailers: Callable[[HeaderList], object] | None,
     ) -> None:
         self._call = call
         self._messages = messages
         self._stream = stream
         self._body = body
+        self._send_trailers = send_trailers
         self._closed = False
 
     def __iter__(self) -> Iterator[bytes]:
@@ -220,6 +249,8 @@ class _StreamedBody:
             self.close()
         yield last_part(call, failure, self._stream)
         self._body.drain()
+        if call.has_trailers and self._send_trailers is not None:
+            self._send_trailers(call.trailers)
 
     def close(self) -> None:
         if not self._closed:
@@ -243,7 +274,7 @@ class _Head(RequestHead):
     def __init__(self, environ: dict[str, Any]) -> None:
         get = environ.get
         self._environ = environ
-        self.can_send_trailers = False
+        self.can_send_trailers = _SEND_TRAILERS in environ and not _is_http_1(environ)
         self.http_method = environ["REQUEST_METHOD"]
         self.path = get("PATH_INFO", "")
         self.query = get("QUERY_STRING", "")
@@ -288,11 +319,12 @@ class _RequestBody:
         refusal: the answer to a request whose body cannot be read at all, or None.
     """
 
-    __slots__ = ("_input", "_left", "_soon", "length", "refusal")
+    __slots__ = ("_http_1", "_input", "_left", "_soon", "length", "refusal")
 
     def __init__(self, environ: dict[str, Any]) -> None:
         self._input: Input = environ["wsgi.input"]
         self._soon = _prompt(self._input)
+        self._http_1 = _is_http_1(environ)
         self.refusal: Response | None = None
         self.length: int | None
         declared = environ.get("CONTENT_LENGTH")
@@ -306,7 +338,9 @@ class _RequestBody:
             if self.length is None:
                 self.refusal = plain_response(400, "Bad Request", [])
         else:
-            self.length = None if environ.get("wsgi.input_terminated") else 0
+            # Servers that can send trailers have framing of their own, and let a body end where it ends.
+            terminated = environ.get("wsgi.input_terminated") or _SEND_TRAILERS in environ
+            self.length = None if terminated else 0
         self._left = self.length
 
     def read_soon(self, size: int) -> bytes:
@@ -356,8 +390,11 @@ class _RequestBody:
         return _read_exactly(self._input, size)
 
     def drain(self) -> None:
-        """Read what is left, within bounds, and throw it away."""
-        if self._left == 0:
+        """Read what is left, within bounds, and throw it away.
+
+        Only where the next request comes behind this one: a stream of HTTP/2 just ends.
+        """
+        if self._left == 0 or not self._http_1:
             return
         drained, until = 0, time.monotonic() + DRAIN_MAX_SECONDS
         try:
@@ -368,6 +405,10 @@ class _RequestBody:
                     return
         except ConnectError:
             return  # the client has gone; there is nobody to tell
+
+
+def _is_http_1(environ: Mapping[str, Any]) -> bool:
+    return str(environ.get("SERVER_PROTOCOL", "HTTP/1.1")).startswith("HTTP/1")
 
 
 def _prompt(stream: Input) -> Callable[[int], bytes]:
