@@ -252,6 +252,18 @@ def test_an_early_end_drains(how: str) -> None:
     assert connection.left == 0
 
 
+def test_over_http_2_what_is_on_its_way_is_read_and_nobody_waits_for_more() -> None:
+    """An upload that nobody takes would stay in its client; one that goes on later belongs to a call that is over."""
+    for path, method, app in (("/unknown", UNARY, ECHO), (BIDI.path, BIDI, every(fail(ABORTED)))):
+        rest = body_events(BODY * 100, 50)[:-1]
+        made = {**request_of(method), "path": path, "http_version": "2"}
+        connection = exchange(app, made, [*rest, 1.0, part(BODY)])
+        answer = connection.answer()
+        assert answer.status == 404 if path == "/unknown" else answer.failure() == "aborted"
+        assert connection.left == 1
+        assert "connection" not in answer.headers  # which HTTP/2 knows not
+
+
 def test_messages_are_given_as_they_come() -> None:
     """A message is answered before the next one is there."""
     log: list[str] = []

@@ -25,6 +25,11 @@ __all__ = ["ClientGoneError", "Head", "RequestBody", "body_of", "path_of"]
 
 _READ_AHEAD_MAX_BYTES = 64 * 1024
 
+# On HTTP/2 an answer may overtake its request, whose rest not all servers then take: with its window shut it would stay
+# in the client, which may count it against all calls of the connection. What is on its way is read. But whoever sends
+# nothing now most likely waits for the answer.
+_HTTP_2_DRAIN_IDLE_SECONDS = 0.02
+
 
 class ClientGoneError(ConnectError):
     """The client has closed the connection, or its part of it."""
@@ -268,21 +273,21 @@ class RequestBody:
                 await self._change()
 
     async def drain(self) -> bool:
-        """Read what is left, within bounds, and throw it away. Whether the connection can be used further.
-
-        Only where the next request comes behind this one: a stream of HTTP/2 just ends.
-        """
-        if self.ended or not self.http_1:
+        """Read what is left, within bounds, and throw it away. Whether the connection can be used further."""
+        if self.ended:
             return True
         drained, until = 0, time.monotonic() + DRAIN_MAX_SECONDS
+        idle = DRAIN_IDLE_SECONDS if self.http_1 else _HTTP_2_DRAIN_IDLE_SECONDS
         try:
             while drained <= DRAIN_MAX_BYTES and time.monotonic() < until:
-                async with timeout(DRAIN_IDLE_SECONDS):
+                async with timeout(idle):
                     chunk = await self.read()
                 if not chunk:
                     return True
                 drained += len(chunk)
         except asyncio.TimeoutError:
             pass
-        logger.info("gave up reading a request that had its answer already")
-        return False
+        if self.http_1:  # where the next request comes behind this one
+            logger.info("gave up reading a request that had its answer already")
+            return False
+        return True
