@@ -122,7 +122,7 @@ def test_what_a_codec_raises_is_not_told() -> None:
         ("gzip;q=0", None, None),
         ("gzip;q=0, br", None, "br"),
         ("gzip;q=0.0,br;q=0.000", None, None),
-        ("identity, gzip", None, None),
+        ("identity, gzip", None, "gzip"),
         ("identity;q=0.5, gzip", None, "gzip"),
         ("identity;q=0", None, None),
         ("*", None, "gzip"),

@@ -235,5 +235,7 @@ def _by_preference(accepted: str, with_refused: bool = False) -> tuple[str, ...]
                     quality = 0.0  # not a weight: safer not to use it
         if name and (with_refused or quality > 0):
             weighted.append((quality, name))
-    weighted.sort(key=lambda pair: -pair[0])  # stable: equal ones keep the peer's order
+    # Stable: equal ones keep the peer's order. But that identity is acceptable, as it always is, says little about what
+    # is wanted: gRPC's clients name it first.
+    weighted.sort(key=lambda pair: (-pair[0], pair[1] == IDENTITY))
     return tuple(name for _, name in weighted)
