@@ -207,7 +207,8 @@ def run_server(
             reservation.close()
         server = Server(kind, port, log, process, "https" if tls else "http")
         try:
-            _wait_until_serving(server, _PREFACE if only_http_2 else f"GET {hello} HTTP/1.0\r\nhost: localhost\r\n\r\n")
+            asks = f"GET {hello} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+            _wait_until_serving(server, _PREFACE if only_http_2 else asks)
             yield server
         finally:
             process.terminate()
