@@ -16,7 +16,7 @@ demo:
     {{python}} examples/eliza/demo.py
 
 # ruff, mypy --strict, the import contract, unit, integration, interoperability and conformance tests.
-test: check mypy unit-test integration-test interop-test conformance-test
+test: check mypy unit-test integration-test interop-test interop-go-test conformance-test
 
 # What is wrong with the form of the code.
 check:
@@ -40,7 +40,7 @@ mypy: protoc-gen
     mypy --config-file tests/conformance/mypy.ini
     {{python}} tests/integration/conftest.py
     mypy --config-file tests/integration/mypy.ini
-    MYPYPATH=src:tests/integration:tests/integration/gen mypy tests/interop/run.py
+    mypy --config-file tests/interop/mypy.ini
     MYPYPATH=src:tests/unit mypy tests/unit/*.py
     MYPYPATH=src:. mypy tests/unit/plugin/*.py
     MYPYPATH=src:tests/unit:tests/fuzz mypy tests/fuzz/*.py
@@ -53,9 +53,13 @@ unit-test *args:
 integration-test *args:
     pytest tests/integration "$@"
 
-# Clients of other projects against our servers. Needs Node.
+# connect-es in Node and in Chromium against our servers. Needs Node.
 interop-test *args:
     {{python}} tests/interop/run.py "$@"
+
+# connect-go both ways, grpcurl and buf curl. Needs Go.
+interop-go-test *args:
+    {{python}} tests/interop/run_go.py "$@"
 
 # The official conformance runner against clients and servers. Needs Go.
 conformance-test *args:

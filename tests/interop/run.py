@@ -1,15 +1,17 @@
-"""Calls our services with connect-es, the official client for TypeScript, in Node.
+"""Calls our services with connect-es, the official client for TypeScript: in Node, and in Chromium as connect-web.
 
-    python tests/interop/run.py [server ...]
+    python tests/interop/run.py [part ...]
 
-The servers are those in KINDS; without any, all of them are called. Prints a line for each case, and fails when one
-fails. What Node needs is installed beside this file at the first run.
+The parts are those in NODE, each a server that is called from Node, and "browser"; without any, all of them run. Prints
+a line for each case, and fails when one fails. What Node needs is installed beside this file at the first run. Where no
+Chromium is found the part "browser" says so and is left out, but where CI is set it fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +20,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 HERE = Path(__file__).parent
 GEN = HERE / "gen"
 MODULES = HERE / "node_modules"
@@ -25,30 +30,41 @@ INTEGRATION = HERE.parent / "integration"
 
 sys.path.insert(0, str(INTEGRATION))
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 NODE_VERSION = 20
 
-KINDS = ["gunicorn-gthread", "uvicorn-httptools"]
-"""Names of SERVERS in tests/integration/servers.py."""
+NODE = {
+    "gunicorn-gthread": ["connect/1.1/proto", "connect/1.1/json", "grpc-web/1.1/proto"],
+    "uvicorn-httptools": ["connect/1.1/proto", "connect/1.1/json", "grpc-web/1.1/json"],
+    "uvicorn-http2": [
+        *("connect/1.1/proto", "grpc-web/1.1/json"),
+        *("connect/2/proto", "connect/2/json", "grpc-web/2/proto", "grpc/2/proto", "grpc/2/json"),
+    ],
+    "gunicorn-asgi-http2": ["connect/2/proto", "grpc-web/2/json", "grpc/2/proto"],
+    "granian-asgi-http2": ["refused/2/proto"],
+    "pyvoy": ["grpc/2/proto/threads"],
+}
+"""The servers, of tests/integration/servers.py, that are called from Node, and by which protocols, versions of HTTP and
+codecs, in the words of client.mjs."""
+
+BROWSER = "browser"
+PARTS = [*NODE, BROWSER]
 
 INSTALL_SECONDS = 300
-LIMIT_SECONDS = 120
+LIMIT_SECONDS = 300
 """Far beyond what a server's cases take together."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("servers", nargs="*", metavar="server", help=f"any of {', '.join(KINDS)}; default: all")
-    kinds: list[str] = parser.parse_args().servers or KINDS
-    unknown = set(kinds) - set(KINDS)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)}; default: all")
+    parts: list[str] = parser.parse_args().parts or PARTS
+    unknown = set(parts) - set(PARTS)
     if unknown:
-        parser.error(f"no such server: {', '.join(sorted(unknown))}")
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     node = _node()
     _install()
     _generate()
-    failed = [kind for kind in kinds if not _call(node, kind)]
+    failed = [part for part in parts if not (_call_from_browser() if part == BROWSER else _call(node, part))]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
@@ -94,17 +110,33 @@ def _generate() -> None:
 
 
 def _call(node: str, kind: str) -> bool:
-    """Whether all cases pass with this server."""
+    """Whether all cases in Node pass with this server."""
     from servers import run_server
 
     print(f"== {kind}", flush=True)
     with tempfile.TemporaryDirectory() as directory, run_server(kind, Path(directory)) as server:
         try:
-            done = subprocess.run([node, str(HERE / "client.mjs"), server.url], check=False, timeout=LIMIT_SECONDS)
+            command = [node, str(HERE / "client.mjs"), server.url, *NODE[kind]]
+            done = subprocess.run(command, check=False, timeout=LIMIT_SECONDS)
         except subprocess.TimeoutExpired:
             print(f"FAIL  not over after {LIMIT_SECONDS} s")
             return False
         return done.returncode == 0
+
+
+def _call_from_browser() -> bool:
+    """Whether all cases in a browser pass, or none is needed."""
+    from browser import call_from_browser, find_browser
+
+    print(f"== {BROWSER}", flush=True)
+    browser = find_browser()
+    if browser is None:
+        print("no Chromium on the PATH: connect-web is not tested in a browser", flush=True)
+        return not os.environ.get("CI")
+    bundle = GEN / "browser.js"
+    options = ["--bundle", "--format=iife", "--log-level=warning", f"--outfile={bundle}"]
+    _run([str(MODULES / ".bin" / "esbuild"), str(HERE / "browser.mjs"), *options], 60)
+    return call_from_browser(browser, bundle)
 
 
 def _run(command: Sequence[str], seconds: float) -> str:

@@ -26,9 +26,9 @@ __all__ = ["ClientGoneError", "Head", "RequestBody", "body_of", "path_of"]
 _READ_AHEAD_MAX_BYTES = 64 * 1024
 
 # On HTTP/2 an answer may overtake its request, whose rest not all servers then take: with its window shut it would stay
-# in the client, which may count it against all calls of the connection. What is on its way is read. But whoever sends
-# nothing now most likely waits for the answer.
-_HTTP_2_DRAIN_IDLE_SECONDS = 0.02
+# in the client, which may count it against all calls of the connection. What is on its way is read. But a client whose
+# stream of messages pauses may well be waiting for the answer.
+_OPEN_DRAIN_IDLE_SECONDS = 0.1
 
 
 class ClientGoneError(ConnectError):
@@ -149,6 +149,7 @@ class RequestBody:
         ended: whether all of it has been given out.
         gone: whether the client has left.
         http_1: as given.
+        open: whether the client may wait for an answer before it ends this; assumed until the method is known.
     """
 
     __slots__ = (
@@ -162,6 +163,7 @@ class RequestBody:
         "ended",
         "gone",
         "http_1",
+        "open",
     )
 
     def __init__(
@@ -177,6 +179,7 @@ class RequestBody:
         self.gone = False
         self.ended = ended
         self.http_1 = http_1
+        self.open = True
         if received is not None and self._notice(received):
             self._ahead = collections.deque([received])
             self._ahead_bytes = len(received.get("body", b""))
@@ -283,7 +286,7 @@ class RequestBody:
         if self.ended:
             return True
         drained, until = 0, time.monotonic() + DRAIN_MAX_SECONDS
-        idle = DRAIN_IDLE_SECONDS if self.http_1 else _HTTP_2_DRAIN_IDLE_SECONDS
+        idle = _OPEN_DRAIN_IDLE_SECONDS if self.open and not self.http_1 else DRAIN_IDLE_SECONDS
         try:
             while drained <= DRAIN_MAX_BYTES and time.monotonic() < until:
                 async with timeout(idle):
