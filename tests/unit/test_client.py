@@ -783,7 +783,7 @@ def test_clients_are_context_managers() -> None:
     made = Sync(SERVE)
     with made.client as client:
         assert client is made.client
-        assert made.transport.closed == 0
+    assert made.transport.closed == 0, "it is the caller's"
     other = Async(SERVE)
 
     async def main() -> None:

@@ -87,8 +87,11 @@ def test_generated_code(surface: Path) -> None:
         "connectrpc.client",
         "connectrpc.server",
         "connectrpc.codec",
+        "connectrpc.health",
+        "connectrpc.reflection",
         "connectrpc.streams",
         "connectrpc.interceptors",
+        "connectrpc.testing",
     ],
 )
 def test_modules_that_generated_code_and_users_import(module: str) -> None:
@@ -116,6 +119,19 @@ def test_clients_load_their_own_library_only(statement: str, allowed: set[str]) 
 def test_a_wsgi_service_needs_no_http_library() -> None:
     statement = "from connectrpc.server import wsgi_service"
     assert not {"urllib3", "aiohttp", "asyncio"} & set(loaded_by(statement))
+
+
+def test_calls_without_a_socket_need_no_http_library() -> None:
+    """Nor an event loop, when neither the client nor the app has one."""
+    statement = """
+from connectrpc.client import SyncClient
+from connectrpc.server import wsgi_app
+from connectrpc.testing import WSGITransport
+with SyncClient("http://test", WSGITransport(wsgi_app())) as client: pass
+import sys
+assert "connectrpc.transports.memory.wsgi" in sys.modules
+"""
+    assert not {"urllib3", "aiohttp", "asyncio", "http.client", "ssl", "socket"} & set(loaded_by(statement))
 
 
 def imports_of(path: Path) -> Iterator[tuple[str, bool]]:
@@ -172,11 +188,25 @@ def test_the_core_knows_no_library(path: Path) -> None:
 
 # What is above may know what is below. In a row nobody knows the other.
 LAYERS = [
-    {"client", "server"},
+    {"health", "reflection"},
+    {"client", "server", "testing"},
     {"transports"},
     {"_core"},
     {"request", "unary", "streams", "interceptors"},
-    {"codec", "compression", "deadline", "headers", "errors", "method", "cancel", "gencode", "code", "_aio"},
+    {
+        "codec",
+        "compression",
+        "deadline",
+        "headers",
+        "errors",
+        "method",
+        "cancel",
+        "gencode",
+        "code",
+        "_aio",
+        "_descriptors",
+        "cors",
+    },
 ]
 
 

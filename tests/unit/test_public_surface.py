@@ -109,7 +109,20 @@ def test_docstrings(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["cancel", "client", "deadline", "errors", "interceptors", "request", "server", "streams", "unary"]
+    "name",
+    [
+        "cancel",
+        "client",
+        "deadline",
+        "errors",
+        "health",
+        "interceptors",
+        "request",
+        "server",
+        "streams",
+        "testing",
+        "unary",
+    ],
 )
 def test_docstrings_of_methods(name: str) -> None:
     module = importlib.import_module(f"connectrpc.{name}")

@@ -44,13 +44,15 @@ class AsyncCaller:
         self._procedures = Procedures(base_url, options, asynchronous=True)
         self._transport = async_transport(http_client, connect_timeout=self._procedures.connect_timeout)
         self._procedures.check_transport(self._transport)
+        self._owned = self._transport is not http_client
 
     @property
     def base_url(self) -> str:
         return self._procedures.base_url
 
     async def aclose(self) -> None:
-        await self._transport.aclose()
+        if self._owned:
+            await self._transport.aclose()
 
     async def unary(
         self,

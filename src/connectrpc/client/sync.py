@@ -46,13 +46,15 @@ class SyncCaller:
             http_client, self._procedures.base_url, connect_timeout=self._procedures.connect_timeout
         )
         self._procedures.check_transport(self._transport)
+        self._owned = self._transport is not http_client
 
     @property
     def base_url(self) -> str:
         return self._procedures.base_url
 
     def close(self) -> None:
-        self._transport.close()
+        if self._owned:
+            self._transport.close()
 
     def unary(
         self,
