@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from connectrpc.server import AsyncClientStream, ClientRequest
 
-__all__ = ["app", "empty_list", "slow", "streams", "waiting"]
+__all__ = ["app", "empty_list", "grpc", "slow", "streams", "waiting"]
 
 
 class Bench:
@@ -55,4 +55,6 @@ class Slow(Bench):
 app = streams = bench_pb2_connect.asgi_bench_service(Bench())
 waiting = bench_pb2_connect.asgi_bench_service(Waiting())
 empty_list = bench_pb2_connect.asgi_bench_service(Bench(), interceptors=[])
+# grpcio's servers compress nothing unless they are told to.
+grpc = bench_pb2_connect.asgi_bench_service(Bench(), compressions=[])
 slow = bench_pb2_connect.asgi_bench_service(Slow())

@@ -9,8 +9,10 @@ import importlib
 
 MODULES = (
     *("asgi_floor", "wsgi_floor", "load", "load_streams", "responder", "stream_responder", "clients", "stream_clients"),
-    *("urllib3", "aiohttp", "asyncio"),
+    *("grpc_load", "grpc_responder", "grpc_peer", "grpc_clients", "asgi_grpc_floor"),
+    *("urllib3", "aiohttp", "asyncio", "grpc", "grpc.aio", "pyqwest"),
     *("asgi_ours", "wsgi_ours", "connectrpc.transports.urllib3", "connectrpc.transports.aiohttp"),
+    "connectrpc.transports.pyqwest",
 )
 
 for module in MODULES:

@@ -31,6 +31,9 @@ __all__ = [
     "Stage",
     "client_row",
     "client_stream_row",
+    "compile_all",
+    "grpc_client_side",
+    "grpc_server_side",
     "import_row",
     "measure",
     "server",
@@ -161,7 +164,7 @@ def measure(
         progress: told the number of each round of pairs before it begins.
     """
     results = [Result(row) for row in rows]
-    subprocess.run([sys.executable, str(HERE / "compiling.py")], cwd=HERE, env=_environment(), check=True)
+    compile_all()
     with contextlib.ExitStack() as stack:
         stage = Stage(stack)
         opened = [row.open(stage, sides) for row in rows]
@@ -186,6 +189,11 @@ def measure(
 
 
 # ---- processes
+
+
+def compile_all() -> None:
+    """Compile what will run, so that no process that is measured has to."""
+    subprocess.run([sys.executable, str(HERE / "compiling.py")], cwd=HERE, env=_environment(), check=True)
 
 
 def _cores() -> tuple[set[int], set[int]]:
@@ -461,6 +469,53 @@ def client_stream_row(colour: str, task: str) -> Callable[[Stage, Sequence[str]]
         return [_ClientSide(worker, f"{task}-{index}", responder) for index in range(len(names))]
 
     return open_sides
+
+
+# ---- sides of the table of gRPC
+
+
+def _uvicorn_http2(application: str, port: int) -> list[str]:
+    return ["-m", "uvicorn", "--http=zttp", "--http2", "--loop=auto", "--lifespan=off", "--timeout-keep-alive=600",
+            "--no-access-log", "--log-level=warning", "--host=127.0.0.1", f"--port={port}", application]  # fmt: skip
+
+
+def grpc_server_side(stage: Stage, name: str, task: str) -> Side:
+    """A server under the load of grpcio's client: our app or the floor on uvicorn, or one of grpcio's own.
+
+    Args:
+        stage: stops it.
+        name: "ours", "floor", "grpcio-aio" or "grpcio-threads".
+        task: of `grpc_load`.
+    """
+
+    def begin() -> tuple[subprocess.Popen[str], _Worker]:
+        if name.startswith("grpcio-"):
+            port = _free_port()
+            command = [sys.executable, str(HERE / "grpc_peer.py"), name.removeprefix("grpcio-"), str(port)]
+            process = start(stage.stack, command, _MEASURED)
+            _await_port(process, port)
+        else:
+            application = {"ours": "asgi_ours:grpc", "floor": "asgi_grpc_floor:app"}[name]
+            _rehearse(stage, _uvicorn_http2, application)
+            process, port = server(stage.stack, _uvicorn_http2, application, _MEASURED)
+        return process, _Worker(stage.stack, "grpc_load.py", port, cores=_OTHER)
+
+    return _ServerSide(*stage.shared(("grpc server", name), begin), task)
+
+
+def grpc_client_side(stage: Stage, name: str, task: str) -> Side:
+    """A client that calls a server of grpcio's.
+
+    Args:
+        stage: stops it.
+        name: of `grpc_clients`.
+        task: of `grpc_clients`.
+    """
+    responder, port = _responder(stage, "grpc_responder.py")
+    worker = stage.shared(
+        ("grpc client", name), lambda: _Worker(stage.stack, "grpc_clients.py", name, port, cores=_MEASURED)
+    )
+    return _ClientSide(worker, task, responder)
 
 
 # ---- rows of imports

@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+import grpc_table
 import memory
 from generate import generate
 from harness import Ratio, Result, Row, Slice, measure
@@ -93,7 +94,7 @@ def _table(results: list[Result]) -> str:
 
 
 def main() -> int:
-    keys = [*(row.key for row in ROWS), *(case.key for case in memory.CASES)]
+    keys = [*(row.key for row in ROWS), *(case.key for case in memory.CASES), *(case.key for case in grpc_table.CASES)]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "rows",
@@ -119,13 +120,17 @@ def main() -> int:
     rows = [row for row in ROWS if wanted(row.key)]
     cases = [] if options.floors else [case for case in memory.CASES if wanted(case.key)]
 
+    compared = [] if options.floors else [case for case in grpc_table.CASES if wanted(case.key)]
+
     def progress(number: int) -> None:
         if sys.stderr.isatty():
             print(f"\r{number + 1}/{options.pairs} ", end="", file=sys.stderr, flush=True)
 
     generate(with_plugin=not options.floors or any(row.floor_is_ours for row in rows))
     sides = ("floor", "floor") if options.floors else ("ours", "floor")
-    results = measure(rows, seconds=options.seconds, pairs=options.pairs, sides=sides, progress=progress)
+    results: list[Result] = []
+    if rows:
+        results = measure(rows, seconds=options.seconds, pairs=options.pairs, sides=sides, progress=progress)
     if sys.stderr.isatty():
         print("\r", end="", file=sys.stderr)
     if results:
@@ -133,7 +138,9 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps({result.row.key: _raw(result) for result in results}, indent=1))
     flat = memory.run(cases)
-    missed = not flat or not all(result.reaches_target() for result in results)
+    # A quarter as many rounds, twice as long: a case has up to four sides, and a call may take a tenth of a second.
+    met = grpc_table.run(compared, seconds=2 * options.seconds, rounds=max(2, options.pairs // 4))
+    missed = not flat or not met or not all(result.reaches_target() for result in results)
     return 1 if options.check and missed and not options.floors else 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["KINDS", "LONG", "SHAPES", "SHORT", "Shape"]
+__all__ = ["GRPC_SHAPES", "KINDS", "LONG", "SHAPES", "SHORT", "Shape"]
 
 
 class Shape(NamedTuple):
@@ -21,6 +21,9 @@ class Shape(NamedTuple):
 
 # A call takes some ten milliseconds.
 SHAPES = {"small": Shape(1000, 32), "large": Shape(16, 1024 * 1024)}
+
+GRPC_SHAPES = {"small": SHAPES["small"], "medium": Shape(64, 64 * 1024)}
+"""The shapes of gRPC streams, which are compared with grpcio."""
 
 KINDS = ("download", "upload", "echo")
 """The kinds of streams: of answers, of requests, of both."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DOWNLOAD_PATH",
     "ECHO_PATH",
+    "GREETINGS",
     "GREET_PATH",
     "REQUEST",
     "RESPONSE",
@@ -41,6 +42,9 @@ def greet(request: bench_pb2.GreetRequest) -> bench_pb2.GreetResponse:
 
 
 RESPONSE = greet(REQUEST)
+
+GREETINGS = {"small": REQUEST, "medium": bench_pb2.GreetRequest(name="x" * 65536)}
+"""The requests of unary gRPC calls, by their size."""
 
 
 def download(shape: Shape) -> bench_pb2.DownloadRequest:

@@ -12,7 +12,7 @@ import signal
 import client_async
 import client_sync
 
-MODES = ["sync", "async", "sync-pyqwest", "async-pyqwest"]
+MODES = ["sync", "async", "sync-httpx", "async-httpx", "sync-pyqwest", "async-pyqwest"]
 
 
 def main() -> None:
@@ -28,6 +28,10 @@ def main() -> None:
             client_sync.run(arguments.parallel, client_sync.pool_manager)
         case "async":
             asyncio.run(client_async.run(arguments.parallel, client_async.client_session))
+        case "sync-httpx":
+            client_sync.run(arguments.parallel, client_sync.httpx_client)
+        case "async-httpx":
+            asyncio.run(client_async.run(arguments.parallel, client_async.httpx_client))
         case "sync-pyqwest":
             client_sync.run(arguments.parallel, client_sync.pyqwest_client)
         case "async-pyqwest":

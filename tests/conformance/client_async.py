@@ -1,4 +1,4 @@
-"""The async client under test, over aiohttp or pyqwest."""
+"""The async client under test, over aiohttp, httpx or pyqwest."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from client_calls import (
     base_url,
     client_options,
     failure,
+    httpx_settings,
     is_full_duplex,
     only_message,
     pyqwest_settings,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from typing import TypeAlias
 
+    import httpx
     import pyqwest
 
     from connectrpc.conformance.v1.client_compat_pb2 import ClientCompatResponse
@@ -55,9 +57,9 @@ if TYPE_CHECKING:
     from connectrpc.streams import AsyncStreamCall
     from connectrpc.unary import UnaryOutput
 
-    _HTTPClient: TypeAlias = ClientSession | pyqwest.Client
+    _HTTPClient: TypeAlias = ClientSession | httpx.AsyncClient | pyqwest.Client
 
-__all__ = ["client_session", "pyqwest_client", "run"]
+__all__ = ["client_session", "httpx_client", "pyqwest_client", "run"]
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -93,6 +95,12 @@ async def run(parallel: int, make: Callable[[ClientCompatRequest], _HTTPClient])
 
 def client_session(request: ClientCompatRequest) -> ClientSession:
     return ClientSession(connector=TCPConnector(ssl=tls_context(request) or True))
+
+
+def httpx_client(request: ClientCompatRequest) -> httpx.AsyncClient:
+    import httpx
+
+    return httpx.AsyncClient(**httpx_settings(request))
 
 
 def pyqwest_client(request: ClientCompatRequest) -> pyqwest.Client:

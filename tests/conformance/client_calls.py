@@ -44,6 +44,7 @@ __all__ = [
     "base_url",
     "client_options",
     "failure",
+    "httpx_settings",
     "is_full_duplex",
     "only_message",
     "pyqwest_settings",
@@ -100,6 +101,21 @@ def tls_context(request: ClientCompatRequest) -> ssl.SSLContext | None:
             pem.flush()
             context.load_cert_chain(pem.name)
     return context
+
+
+def httpx_settings(request: ClientCompatRequest) -> dict[str, typing.Any]:
+    """The arguments of an httpx client: the HTTP version, and TLS. As many connections as there are calls."""
+    import httpx
+
+    http2 = request.http_version == HTTPVersion.HTTP_VERSION_2
+    return {
+        "http1": not http2,
+        "http2": http2,
+        "verify": tls_context(request) or True,
+        "limits": httpx.Limits(max_connections=None),
+        "timeout": None,
+        "trust_env": False,
+    }
 
 
 def pyqwest_settings(request: ClientCompatRequest) -> dict[str, typing.Any]:

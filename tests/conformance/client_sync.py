@@ -1,4 +1,4 @@
-"""The sync client under test, over urllib3 or pyqwest."""
+"""The sync client under test, over urllib3, httpx or pyqwest."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from client_calls import (
     base_url,
     client_options,
     failure,
+    httpx_settings,
     is_full_duplex,
     only_message,
     pyqwest_settings,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import TypeAlias
 
+    import httpx
     import pyqwest
 
     from connectrpc.conformance.v1.client_compat_pb2 import ClientCompatResponse
@@ -56,9 +58,9 @@ if TYPE_CHECKING:
     from connectrpc.streams import StreamOutput
     from connectrpc.unary import UnaryOutput
 
-    _HTTPClient: TypeAlias = PoolManager | pyqwest.SyncClient
+    _HTTPClient: TypeAlias = PoolManager | httpx.Client | pyqwest.SyncClient
 
-__all__ = ["pool_manager", "pyqwest_client", "run"]
+__all__ = ["httpx_client", "pool_manager", "pyqwest_client", "run"]
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -85,6 +87,12 @@ def run(parallel: int, make: Callable[[ClientCompatRequest, int], _HTTPClient]) 
 
 def pool_manager(request: ClientCompatRequest, parallel: int) -> PoolManager:
     return PoolManager(maxsize=parallel, ssl_context=tls_context(request))
+
+
+def httpx_client(request: ClientCompatRequest, parallel: int) -> httpx.Client:
+    import httpx
+
+    return httpx.Client(**httpx_settings(request))
 
 
 def pyqwest_client(request: ClientCompatRequest, parallel: int) -> pyqwest.SyncClient:

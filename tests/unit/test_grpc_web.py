@@ -230,7 +230,8 @@ def test_an_error_within_a_stream() -> None:
     ("headers", "declared", "flag"),
     [
         ({"grpc-accept-encoding": "gzip"}, "gzip", 1),
-        ({"grpc-accept-encoding": "identity,deflate,gzip"}, "gzip", 1),  # as all of grpc's C core
+        ({"grpc-accept-encoding": "identity,deflate,gzip"}, None, 0),
+        ({"grpc-accept-encoding": "identity,deflate,gzip", "grpc-encoding": "gzip"}, "gzip", 1),
         ({"grpc-accept-encoding": "deflate,gzip,identity"}, "gzip", 1),
         ({"grpc-accept-encoding": "deflate"}, None, 0),
         ({"grpc-encoding": "gzip"}, "gzip", 1),

@@ -247,6 +247,10 @@ class ServerCall(abc.ABC):
         """The whole answer that brings ``message``."""
 
     @abc.abstractmethod
+    def respond_with(self, payload: bytes, headers: HeaderInput | None, trailers: HeaderInput | None) -> Response:
+        """``respond``, for a message that is encoded already."""
+
+    @abc.abstractmethod
     def fail(
         self, error: ConnectError, headers: HeaderInput | None = None, trailers: HeaderInput | None = None
     ) -> Response:

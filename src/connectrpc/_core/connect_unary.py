@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from connectrpc._core.call import ServerCall, ServerMethod, UnaryClient
+from connectrpc._core.call import ServerCall, UnaryClient
 from connectrpc._core.connect import check_version, connect_timeout, open_deadline
 from connectrpc._core.http import HTTPRequest, Response
 from connectrpc._core.message import (
@@ -19,18 +19,15 @@ from connectrpc._core.message import (
     decompress,
     limited,
     too_large,
-    undecodable,
 )
 from connectrpc._core.metadata import TRAILER_PREFIX, checked, split_trailers
+from connectrpc._core.plain import PlainServerMethod
 from connectrpc._core.request_headers import RequestHeaders, media_type
 from connectrpc._core.wire_error import error_from_json, error_to_json
-from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from multidict import CIMultiDict
 
     from connectrpc._core.call import ClientSettings, Metadata, ServerSettings
     from connectrpc._core.http import HeaderList, HeaderView, RequestHead, ResponseHead
@@ -38,108 +35,35 @@ if TYPE_CHECKING:
     from connectrpc.compression import Compression
     from connectrpc.headers import HeaderInput
     from connectrpc.method import Method
-    from connectrpc.request import Peer
 
 __all__ = [
-    "ConnectPlainServerCall",
     "ConnectUnaryClient",
     "ConnectUnaryServerCall",
     "ConnectUnaryServerMethod",
     "accept_encoding",
 ]
 
-_PLAIN_MAX_BYTES = 1024 * 1024
-"""Larger bodies gain nothing by the short way."""
 
+class ConnectUnaryServerMethod(PlainServerMethod):
+    """A unary method in one codec."""
 
-class ConnectUnaryServerMethod(ServerMethod):
-    """A unary method in one codec.
+    __slots__ = ("media_type", "media_types")
 
-    Most calls are *plain*: they bring no timeout and no compression, and what the handler gives is a message. For these
-    ``read_plain`` and ``write_plain`` are the whole protocol, and no ``ServerCall`` is made. All others take the long
-    way, which can begin at any point of the short one.
-    """
-
-    __slots__ = ("_decode", "_encode", "media_type", "media_types", "plain_max_bytes")
+    plain_required = (("connect-protocol-version", "1"),)
+    plain_refused = frozenset({"connect-timeout-ms", "content-encoding"})
+    plain_trailers = None
 
     def __init__(self, method: Method[Any, Any], codec: Codec, settings: ServerSettings) -> None:
         super().__init__(method, codec, settings)
         self.media_type = f"application/{codec.name}"
         self.media_types = (self.media_type,)
-        self._decode = codec.decode
-        self._encode = codec.encode
-        self.plain_max_bytes = _PLAIN_MAX_BYTES
-        if settings.read_max_bytes is not None:
-            self.plain_max_bytes = min(settings.read_max_bytes, _PLAIN_MAX_BYTES)
+
+    @property
+    def plain_headers(self) -> HeaderList:
+        return [("content-type", self.media_type)]
 
     def call(self, head: RequestHead) -> ConnectUnaryServerCall:
         return ConnectUnaryServerCall(self, head)
-
-    @property
-    def may_be_plain(self) -> bool:
-        """Whether calls of the method can be plain at all: with a limit of the service's, all have a deadline."""
-        return self.settings.max_timeout_ms is None
-
-    def read_plain(self, body: bytes) -> Any:
-        """The message of a plain call, from a body of at most ``plain_max_bytes``.
-
-        Raises:
-            ConnectError: ``invalid_argument``.
-        """
-        try:
-            return self._decode(body, self.method.input)
-        except Exception as error:
-            raise undecodable(self.codec, ConnectErrorCode.INVALID_ARGUMENT) from error
-
-    def write_plain(self, result: object, call: ConnectPlainServerCall) -> bytes | Response:
-        """The body of a 200 with the content-type ``media_type``, or the answer of the long way.
-
-        Raises:
-            Exception: as ``ServerCall.answer``.
-        """
-        if not isinstance(result, self.method.output):
-            return call.long_way().answer(result)
-        body = self._encode(result)
-        settings = self.settings
-        if len(body) >= settings.compress_min_bytes or settings.send_max_bytes is not None:
-            return call.long_way().respond_with(body, None, None)
-        return body
-
-
-class ConnectPlainServerCall:
-    """What a handler may ask about a plain call. Asking is the beginning of the long way.
-
-    Args:
-        server: the method.
-        head: what makes a ``RequestHead`` of the request.
-        native: the request, in the server's own form.
-    """
-
-    __slots__ = ("_call", "_head", "_native", "_server")
-
-    deadline = NO_DEADLINE
-
-    def __init__(self, server: ConnectUnaryServerMethod, head: Callable[[Any], RequestHead], native: Any) -> None:
-        self._server = server
-        self._head = head
-        self._native = native
-        self._call: ConnectUnaryServerCall | None = None
-
-    @property
-    def method(self) -> Method[Any, Any]:
-        return self._server.method
-
-    def request_headers(self) -> CIMultiDict[str]:
-        return self.long_way().request_headers()
-
-    def peer(self) -> Peer:
-        return self.long_way().peer()
-
-    def long_way(self) -> ConnectUnaryServerCall:
-        if self._call is None:
-            self._call = self._server.call(self._head(self._native))
-            self._call.open()  # cannot fail: what could be refused is not there
-        return self._call
 
 
 class ConnectUnaryServerCall(ServerCall):
@@ -202,7 +126,6 @@ class ConnectUnaryServerCall(ServerCall):
         return self.respond_with(self._server.codec.encode(message), headers, trailers)
 
     def respond_with(self, body: bytes, headers: HeaderInput | None, trailers: HeaderInput | None) -> Response:
-        """``respond``, for a message that is encoded already."""
         body = limited(body, self._server.settings.send_max_bytes)
         pairs = self._answer_headers(self._server.media_type)
         if self._response_compression is not None:

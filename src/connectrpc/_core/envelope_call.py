@@ -109,6 +109,10 @@ class EnvelopeServerCall(ServerCall):
     def respond(self, message: Any, headers: HeaderInput | None, trailers: HeaderInput | None) -> Response:
         return self._whole(headers, self.send(message) + self.finish(None, trailers))
 
+    def respond_with(self, payload: bytes, headers: HeaderInput | None, trailers: HeaderInput | None) -> Response:
+        payload, compressed = self._writer.finish(payload)
+        return self._whole(headers, envelope(COMPRESSED if compressed else 0, payload) + self.finish(None, trailers))
+
     def fail(
         self, error: ConnectError, headers: HeaderInput | None = None, trailers: HeaderInput | None = None
     ) -> Response:

@@ -10,23 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
 
-from connectrpc._core.call import ServerMethod, StreamClient, StreamClientCall, UnaryClient
+from connectrpc._core.call import StreamClient, StreamClientCall, UnaryClient
 from connectrpc._core.envelope import COMPRESSED, HEADER_SIZE, LAST_MAX_BYTES, EnvelopeReader, envelope
 from connectrpc._core.envelope_call import EnvelopeServerCall
 from connectrpc._core.grpc_status import DETAILS, MESSAGE, STATUS, error_from_status, status_of
 from connectrpc._core.http import HTTPRequest, Response, ResponseHead
 from connectrpc._core.message import MessageReader, MessageWriter
-from connectrpc._core.metadata import checked
+from connectrpc._core.metadata import checked, split_trailers_only
+from connectrpc._core.plain import PlainServerMethod
 from connectrpc._core.request_headers import RequestHeaders, media_type
 from connectrpc._core.timeout import format_grpc_timeout, parse_grpc_timeout
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.method import MethodKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from connectrpc._core.call import ClientSettings, Metadata, ServerSettings
     from connectrpc._core.http import HeaderList, HeaderView, RequestHead
+    from connectrpc._core.plain import PlainServerCall
     from connectrpc.codec import Codec
+    from connectrpc.compression import Compression
     from connectrpc.headers import HeaderInput
     from connectrpc.method import Method
 
@@ -40,12 +44,15 @@ __all__ = [
 ]
 
 
-class GrpcServerMethod(ServerMethod):
+class GrpcServerMethod(PlainServerMethod):
     """A method of any kind in one codec."""
 
     __slots__ = ("media_types",)
 
     media_type = "application/grpc"
+
+    plain_required = ()
+    plain_refused = frozenset({"grpc-timeout", "grpc-encoding"})
 
     def __init__(self, method: Method[Any, Any], codec: Codec, settings: ServerSettings) -> None:
         super().__init__(method, codec, settings)
@@ -56,11 +63,45 @@ class GrpcServerMethod(ServerMethod):
     def call(self, head: RequestHead) -> GrpcServerCall:
         return GrpcServerCall(self, head)
 
+    @property
+    def may_be_plain(self) -> bool:
+        return self.method.kind is MethodKind.UNARY and super().may_be_plain
+
+    @property
+    def plain_headers(self) -> HeaderList:
+        return self.headers(None)
+
+    @property
+    def plain_trailers(self) -> HeaderList | None:
+        return status_of(None)
+
+    def is_plain(self, body: bytes) -> bool:
+        size = len(body) - HEADER_SIZE
+        return body[:1] == b"\0" and int.from_bytes(body[1:HEADER_SIZE], "big") == size <= self.plain_max_bytes
+
+    def read_plain(self, body: bytes) -> Any:
+        return super().read_plain(body[HEADER_SIZE:])
+
+    def write_plain(self, result: object, call: PlainServerCall) -> bytes | Response:
+        answer = super().write_plain(result, call)
+        return envelope(0, answer) if isinstance(answer, bytes) else answer
+
+    def headers(self, compression: str | None) -> HeaderList:
+        """The headers of an answer whose messages are compressed like this."""
+        pairs = [("content-type", self.media_types[0])]
+        if compression is not None:
+            pairs.append(("grpc-encoding", compression))
+        if self.settings.compressions:
+            pairs.append(("grpc-accept-encoding", ",".join(self.settings.compressions)))
+        return pairs
+
 
 class GrpcServerCall(EnvelopeServerCall):
     """A call of any kind."""
 
     __slots__ = ()
+
+    _server: GrpcServerMethod
 
     protocol = "grpc"
     has_trailers = True
@@ -78,11 +119,7 @@ class GrpcServerCall(EnvelopeServerCall):
         self._open_request(head.grpc_encoding)
 
     def start(self, headers: HeaderInput | None) -> ResponseHead:
-        pairs = [("content-type", self._server.media_types[0])]
-        if self._compression is not None:
-            pairs.append(("grpc-encoding", self._compression))
-        if self._server.settings.compressions:
-            pairs.append(("grpc-accept-encoding", ",".join(self._server.settings.compressions)))
+        pairs = self._server.headers(self._compression)
         if headers:
             pairs.extend(checked(headers))
         return ResponseHead(200, pairs)  # whatever becomes of the call: its trailers tell
@@ -146,6 +183,13 @@ class GrpcRequests:
         payload, compressed = self._writer.write(message)
         return envelope(COMPRESSED if compressed else 0, payload)
 
+    def reader(self, compression: Compression | None) -> MessageReader[Any]:
+        """What makes messages of an answer that is compressed like this."""
+        settings = self.settings
+        return MessageReader(
+            settings.codec, self.method.output, compression, settings.read_max_bytes, ConnectErrorCode.INTERNAL
+        )
+
     def call(self) -> GrpcClientCall:
         return GrpcClientCall(self)
 
@@ -157,14 +201,18 @@ def _timeout(milliseconds: int) -> tuple[str, str]:
 class GrpcUnaryClient(UnaryClient):
     """A method that takes and gives one message, as one client calls it. On the wire it is a stream like any other."""
 
-    __slots__ = ("_requests", "body_limit")
+    __slots__ = ("_plain_media_types", "_plain_reader", "_requests", "body_limit")
 
     requests = GrpcRequests
 
     def __init__(self, method: Method[Any, Any], settings: ClientSettings) -> None:
-        self._requests = self.requests(method, settings)
+        self._requests = requests = self.requests(method, settings)
         limit = settings.read_max_bytes
         self.body_limit = None if limit is None else limit + LAST_MAX_BYTES + 2 * HEADER_SIZE
+        self._plain_media_types = {requests.content_type}
+        if settings.codec.name == "proto":
+            self._plain_media_types.add(requests.media_type)
+        self._plain_reader = requests.reader(None)
 
     def request(
         self, message: Any, extra_headers: HeaderInput | None, timeout_ms: int | None
@@ -174,11 +222,34 @@ class GrpcUnaryClient(UnaryClient):
     def response(
         self, status: int, headers: HeaderView, body: bytes, trailers: HeaderView | None = None
     ) -> tuple[Any, Callable[[], Metadata]]:
+        if trailers is not None:
+            message = self._plain_message(status, headers, body, trailers)
+            if message is not None:
+                return message, functools.partial(_metadata, headers, trailers)
         call = self._requests.call()
         call.head(status, headers)
         messages = list(call.feed(body))
         call.feed_end(trailers)
         return call.only(messages), call.metadata
+
+    def _plain_message(self, status: int, headers: HeaderView, body: bytes, trailers: HeaderView) -> Any:
+        """The message of what nearly all answers are: one message, not compressed, and the status 0.
+
+        None for all others, and for what is wrong in any way: that is for ``GrpcClientCall`` to say.
+        """
+        if (
+            status == 200
+            and trailers.get(STATUS) == "0"
+            and headers.get("content-type") in self._plain_media_types
+            and headers.get("grpc-encoding") is None
+            and body[:1] == b"\0"
+            and int.from_bytes(body[1:HEADER_SIZE], "big") == len(body) - HEADER_SIZE
+        ):
+            try:
+                return self._plain_reader.read(body[HEADER_SIZE:], False)
+            except ConnectError:
+                pass
+        return None
 
 
 class GrpcStreamClient(StreamClient):
@@ -211,7 +282,7 @@ class GrpcClientCall(StreamClientCall):
         self._envelopes = EnvelopeReader(requests.settings.read_max_bytes, requests.last)
         self._headers: HeaderView | None = None
         self._messages = 0
-        self._trailers: CIMultiDict[str] | None = None
+        self._trailers: HeaderView | None = None
 
     def head(self, status: int, headers: HeaderView) -> None:
         self._headers = headers
@@ -228,13 +299,7 @@ class GrpcClientCall(StreamClientCall):
             raise self._told(
                 ConnectError(ConnectErrorCode.INTERNAL, f"the answer's compression {encoding!r} is not one we accept")
             )
-        self._reader = MessageReader(
-            settings.codec,
-            requests.method.output,
-            compression,
-            settings.read_max_bytes,
-            ConnectErrorCode.INTERNAL,
-        )
+        self._reader = requests.reader(compression)
 
     def feed(self, chunk: bytes) -> Iterator[Any]:
         try:
@@ -265,8 +330,8 @@ class GrpcClientCall(StreamClientCall):
     def feed_end(self, trailers: HeaderView | None = None) -> None:
         if not self._envelopes.at_boundary:
             raise self._told(ConnectError(ConnectErrorCode.INTERNAL, "the answer broke off in the middle of a message"))
-        if self._trailers is None and trailers is not None:
-            self._trailers = CIMultiDict(trailers.items()) or None
+        if self._trailers is None and trailers is not None and any(True for _ in trailers.items()):
+            self._trailers = trailers
         said: Any = self._trailers
         if said is None and not self._messages:
             said = self._headers  # "Trailers-Only": they count where nothing else came
@@ -281,17 +346,21 @@ class GrpcClientCall(StreamClientCall):
             raise self._told(error)
 
     def metadata(self) -> Metadata:
+        if self._headers is not None and self._trailers is not None:
+            return _metadata(self._headers, self._trailers)
         headers: CIMultiDict[str] = CIMultiDict(() if self._headers is None else self._headers.items())
-        if self._trailers is not None:
-            return headers, _own(self._trailers.items())
         if STATUS in headers and not self._messages:
-            return CIMultiDict(), _own(headers.items())
+            return split_trailers_only(headers.items())
         return headers, CIMultiDict()
 
     def _told(self, error: ConnectError) -> ConnectError:
         """``error``, which can tell the headers and trailers."""
         error._read_metadata = functools.partial(GrpcClientCall.metadata, self)
         return error
+
+
+def _metadata(headers: HeaderView, trailers: HeaderView) -> Metadata:
+    return CIMultiDict(headers.items()), _own(trailers.items())
 
 
 def _own(pairs: Iterable[tuple[str, str]]) -> CIMultiDict[str]:

@@ -38,6 +38,7 @@ class GrpcWebServerMethod(GrpcServerMethod):
     __slots__ = ()
 
     media_type = "application/grpc-web"
+    may_be_plain = False
 
     def call(self, head: RequestHead) -> GrpcWebServerCall:
         return GrpcWebServerCall(self, head)

@@ -168,7 +168,15 @@ class MessageWriter:
             ConnectError: ``resource_exhausted``: the message is too large.
         """
         payload = self._encode(message)
-        return (payload, False) if self._plain else self.compress(limited(payload, self._max_bytes))
+        return (payload, False) if self._plain else self.finish(payload)
+
+    def finish(self, payload: bytes) -> tuple[bytes, bool]:
+        """``write``, for a message that is encoded already.
+
+        Raises:
+            ConnectError: as ``write``.
+        """
+        return self.compress(limited(payload, self._max_bytes))
 
     def compress(self, payload: bytes) -> tuple[bytes, bool]:
         """``payload``, compressed if that is wanted, and whether it is."""
@@ -208,11 +216,13 @@ def choose_compression(accepted: str | None, sent: str | None, available: Mappin
     """
     if accepted is None:
         return sent if sent in available else None
-    for name in _by_preference(accepted):
+    names = _by_preference(accepted)
+    for name in names:
         if name in available:
             return name
         if name == IDENTITY:
-            return None
+            # Whoever compresses wants it all the same. The clients of gRPC's C core always name identity first.
+            return sent if sent in available and sent in names else None
         if name == "*":
             listed = _by_preference(accepted, with_refused=True)
             return next((name for name in available if name not in listed), None)
@@ -235,7 +245,5 @@ def _by_preference(accepted: str, with_refused: bool = False) -> tuple[str, ...]
                     quality = 0.0  # not a weight: safer not to use it
         if name and (with_refused or quality > 0):
             weighted.append((quality, name))
-    # Stable: equal ones keep the peer's order. But that identity is acceptable, as it always is, says little about what
-    # is wanted: gRPC's clients name it first.
-    weighted.sort(key=lambda pair: (-pair[0], pair[1] == IDENTITY))
+    weighted.sort(key=lambda pair: -pair[0])  # stable: equal ones keep the peer's order
     return tuple(name for _, name in weighted)

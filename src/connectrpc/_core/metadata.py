@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from connectrpc._core.http import HeaderList
     from connectrpc.headers import HeaderInput
 
-__all__ = ["TRAILER_PREFIX", "checked", "split_trailers"]
+__all__ = ["TRAILER_PREFIX", "checked", "split_trailers", "split_trailers_only"]
 
 TRAILER_PREFIX = "trailer-"
 """What marks a trailer among the headers of a unary Connect answer."""
@@ -76,4 +76,15 @@ def split_trailers(pairs: Iterable[tuple[str, str]]) -> tuple[CIMultiDict[str], 
             trailers.add(name[len(TRAILER_PREFIX) :], value)
         else:
             headers.add(name, value)
+    return headers, trailers
+
+
+def split_trailers_only(pairs: Iterable[tuple[str, str]]) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
+    """The headers and the trailers of an answer that has one block for both: what the application says are trailers."""
+    headers: CIMultiDict[str] = CIMultiDict()
+    trailers: CIMultiDict[str] = CIMultiDict()
+    for name, value in pairs:
+        lower = name.lower()
+        of_http = lower in _RESERVED or lower in ("date", "server") or lower.startswith(_RESERVED_PREFIXES)
+        (headers if of_http else trailers).add(name, value)
     return headers, trailers

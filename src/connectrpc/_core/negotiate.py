@@ -10,6 +10,7 @@ from connectrpc._core.connect_unary import ConnectUnaryServerMethod
 from connectrpc._core.grpc import GrpcServerMethod
 from connectrpc._core.grpc_web import GrpcWebServerMethod
 from connectrpc._core.http import Response
+from connectrpc._core.plain import PlainServerMethod
 from connectrpc._core.request_headers import media_type
 from connectrpc.errors import ConnectError
 from connectrpc.method import IdempotencyLevel, MethodKind
@@ -105,23 +106,31 @@ def negotiate(endpoints: Mapping[str, Endpoint], head: RequestHead) -> tuple[End
 
 
 class PlainEndpoint(NamedTuple):
-    """A handler that can be called the short way: see ``ConnectUnaryServerMethod``."""
+    """A handler that can be called the short way: see ``PlainServerMethod``."""
 
-    server: ConnectUnaryServerMethod
+    server: PlainServerMethod
     handler: Callable[[Any], Any]
 
 
-def plain_endpoints(endpoints: Mapping[str, Endpoint]) -> dict[tuple[str, str], PlainEndpoint]:
+def plain_endpoints(
+    endpoints: Mapping[str, Endpoint], *, with_trailers: bool = False
+) -> dict[tuple[str, str], PlainEndpoint]:
     """The endpoints with a short way, by path and Content-Type as most clients spell it.
 
-    It may be taken by a POST that has the header ``connect-protocol-version: 1`` and neither ``connect-timeout-ms`` nor
-    ``content-encoding``, and whose whole body is there and not longer than ``server.plain_max_bytes``.
+    It may be taken by a POST that has the headers ``server.plain_required``, each of them once, and none of
+    ``server.plain_refused``, and whose whole body is there and ``server.is_plain``.
+
+    Args:
+        endpoints: all of them, by path.
+        with_trailers: also those that answer with trailers.
     """
     return {
         (path, name): PlainEndpoint(server, endpoint.handler)
         for path, endpoint in endpoints.items()
         for name, server in endpoint.by_media_type.items()
-        if isinstance(server, ConnectUnaryServerMethod) and server.may_be_plain
+        if isinstance(server, PlainServerMethod)
+        and server.may_be_plain
+        and (with_trailers or server.plain_trailers is None)
     }
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from connectrpc.headers import HeaderInput
     from connectrpc.interceptors import AsyncInterceptor, Hooks, Interceptor
     from connectrpc.transports import AsyncTransport, SyncTransport
-    from connectrpc.transports.base import PyqwestClient
+    from connectrpc.transports.base import HttpxClient, PyqwestClient
 
 __all__ = ["AsyncClient", "CancelToken", "ClientOptions", "SyncClient"]
 
@@ -61,7 +61,7 @@ class ClientOptions(TypedDict, total=False):
     called by POST as all others. Only the Connect protocol has it."""
 
     get_url_max_bytes: int
-    """The longest URL of a GET; a call whose message makes it longer goes by POST. By default 8000."""
+    """The longest URL of a GET; a call whose message makes it longer goes by POST. By default 4000."""
 
     timeout_seconds: float | None
     """The deadline of calls that are not given one of their own. By default they may take for ever."""
@@ -89,8 +89,8 @@ class SyncClient:
 
     Args:
         base_url: where the service is: scheme, host, and a path if it is served below one.
-        http_client: the ``urllib3.PoolManager``, ``pyqwest.SyncClient`` or transport to use. It stays the caller's: it
-            is not closed here. None makes one of its own, over urllib3, which ``close()`` closes.
+        http_client: the ``urllib3.PoolManager``, ``httpx.Client``, ``pyqwest.SyncClient`` or transport to use. It stays
+            the caller's: it is not closed here. None makes one of its own, over urllib3, which ``close()`` closes.
         options: see ``ClientOptions``.
 
     Raises:
@@ -110,7 +110,7 @@ class SyncClient:
     def __init__(
         self,
         base_url: str,
-        http_client: urllib3.PoolManager | PyqwestClient | SyncTransport | None = None,
+        http_client: urllib3.PoolManager | HttpxClient | PyqwestClient | SyncTransport | None = None,
         **options: Unpack[ClientOptions],
     ) -> None:
         from connectrpc.client.sync import SyncCaller
@@ -140,9 +140,9 @@ class AsyncClient:
 
     Args:
         base_url: where the service is: scheme, host, and a path if it is served below one.
-        http_client: the ``aiohttp.ClientSession``, ``pyqwest.Client`` or transport to use. It stays the caller's: it is
-            not closed here. None makes one of its own, over aiohttp, when it is first used, which ``aclose()`` closes;
-            such a client may be used in one ``asyncio.run()`` after the other.
+        http_client: the ``aiohttp.ClientSession``, ``httpx.AsyncClient``, ``pyqwest.Client`` or transport to use. It
+            stays the caller's: it is not closed here. None makes one of its own, over aiohttp, when it is first used,
+            which ``aclose()`` closes; such a client may be used in one ``asyncio.run()`` after the other.
         options: see ``ClientOptions``.
 
     Raises:
@@ -162,7 +162,7 @@ class AsyncClient:
     def __init__(
         self,
         base_url: str,
-        http_client: aiohttp.ClientSession | PyqwestClient | AsyncTransport | None = None,
+        http_client: aiohttp.ClientSession | HttpxClient | PyqwestClient | AsyncTransport | None = None,
         **options: Unpack[ClientOptions],
     ) -> None:
         from connectrpc.client.aio import AsyncCaller

@@ -9,14 +9,21 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from connectrpc._core.call import messages_of
-from connectrpc._core.connect_unary import ConnectPlainServerCall
 from connectrpc._core.http import Response
 from connectrpc._core.negotiate import negotiate, plain_endpoints
+from connectrpc._core.plain import PlainServerCall
 from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import AsyncClientStream, ClientRequest
 from connectrpc.server.asgi_guard import Guard
-from connectrpc.server.asgi_request import ClientGoneError, Head, RequestBody, body_of, path_of
+from connectrpc.server.asgi_request import (
+    ClientGoneError,
+    Head,
+    RequestBody,
+    body_of,
+    can_send_trailers,
+    path_of,
+)
 from connectrpc.server.endpoints import build_endpoints, find_handlers, merge_endpoints
 from connectrpc.server.handlers import coded, failed, last_part, logger
 from connectrpc.server.implementations import as_lifespan
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from connectrpc._core.call import ServerCall
-    from connectrpc._core.http import HeaderList, ResponseHead
+    from connectrpc._core.http import ResponseHead
     from connectrpc._core.negotiate import Endpoint, PlainEndpoint
     from connectrpc.method import Method, Service
     from connectrpc.server.asgi_request import Receive, Scope
@@ -56,18 +63,18 @@ class ASGIApplication:
 
     def _use(self, parts: Iterable[Mapping[str, Endpoint]]) -> None:
         self._endpoints = merge_endpoints(parts)
-        self._plain = {
-            (path, content_type.encode("latin-1")): plain
-            for (path, content_type), plain in plain_endpoints(self._endpoints).items()
+        self._short_ways = {
+            (path, content_type.encode("latin-1")): _ShortWay(plain)
+            for (path, content_type), plain in plain_endpoints(self._endpoints, with_trailers=True).items()
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            plain = self._find_plain(scope)
-            if plain is None:
+            short_way = self._find_short_way(scope)
+            if short_way is None:
                 await self._serve(scope, body_of(scope, receive), send)
             else:
-                await self._serve_plain(*plain, scope, receive, send)
+                await self._serve_plain(short_way, scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "websocket":
@@ -75,42 +82,40 @@ class ASGIApplication:
         else:
             raise NotImplementedError(f"ASGI connections of type {scope['type']!r} are not served")
 
-    def _find_plain(self, scope: Scope) -> tuple[PlainEndpoint, bytes] | None:
-        """The endpoint of a call that may take the short way, and the media type of its answer."""
+    def _find_short_way(self, scope: Scope) -> _ShortWay | None:
+        """The short way of a call that may take it."""
         headers = scope["headers"]
         fields: dict[bytes, bytes] = dict(headers)
-        content_type, length = fields.get(b"content-type", b""), fields.get(b"content-length", b"")
-        plain = self._plain.get((path_of(scope), content_type))
+        found = self._short_ways.get((path_of(scope), fields.get(b"content-type", b"")))
         if (
-            plain is not None
+            found is not None
             and scope["method"] == "POST"
-            and fields.get(b"connect-protocol-version") == b"1"
-            and b"connect-timeout-ms" not in fields
-            and b"content-encoding" not in fields
-            and length.isdigit()
-            and length.strip(b"0")  # where there is no body, some servers' receive() never returns
             and len(fields) == len(headers)  # nothing was sent twice
+            and found.refused.isdisjoint(fields)
+            and found.required <= fields.items()
+            and (found.trailers is None or can_send_trailers(scope))
         ):
-            return plain, content_type
+            length = fields.get(b"content-length")
+            # Where there is no body, some servers' receive() never returns.
+            if length is None or (length.isdigit() and length.strip(b"0")):
+                return found
         return None
 
-    async def _serve_plain(
-        self, plain: PlainEndpoint, content_type: bytes, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _serve_plain(self, short_way: _ShortWay, scope: Scope, receive: Receive, send: Send) -> None:
         """The short way of a call that asks for nothing special; it turns into the long one when something comes up."""
         try:
             event = await receive()
         except Exception:  # servers differ in how they say that a client has left
             return
         body = event.get("body", b"")
-        server = plain.server
-        if event["type"] != "http.request" or event.get("more_body", False) or len(body) > server.plain_max_bytes:
+        server = short_way.server
+        if event["type"] != "http.request" or event.get("more_body", False) or not server.is_plain(body):
             await self._serve(scope, body_of(scope, receive, event), send)
             return
-        call = ConnectPlainServerCall(server, Head, scope)
+        call = PlainServerCall(server, Head, scope)
         answer: bytes | Response
         try:
-            result = plain.handler(ClientRequest(server.read_plain(body), call))
+            result = short_way.handler(ClientRequest(server.read_plain(body), call))
             if inspect.isawaitable(result):
                 steps = result.__await__()
                 try:
@@ -127,8 +132,10 @@ class ASGIApplication:
         with contextlib.suppress(ClientGoneError):
             if isinstance(answer, Response):
                 await _send(answer, send)
+            elif short_way.trailers is None:
+                await _send_answer(200, [*short_way.headers, _length(answer)], answer, send)
             else:
-                await _send_answer(200, [(b"content-type", content_type), _length(answer)], answer, send)
+                await _send_answer(200, [*short_way.headers], answer, send, [*short_way.trailers])
 
     async def _serve(self, scope: Scope, body: RequestBody | Response, send: Send) -> None:
         with contextlib.suppress(ClientGoneError):  # there is nobody to answer
@@ -169,6 +176,21 @@ class ASGIApplication:
                 yield
             finally:
                 self._use(part.endpoints for part in self._parts)
+
+
+class _ShortWay:
+    """What is known of plain calls of a method, in ASGI's own form."""
+
+    __slots__ = ("handler", "headers", "refused", "required", "server", "trailers")
+
+    def __init__(self, plain: PlainEndpoint) -> None:
+        server, trailers = plain.server, plain.server.plain_trailers
+        self.server = server
+        self.handler = plain.handler
+        self.required = frozenset(_native(server.plain_required))
+        self.refused = frozenset(name.encode("latin-1") for name in server.plain_refused)
+        self.headers = _native(server.plain_headers)
+        self.trailers = None if trailers is None else _native(trailers)
 
 
 class _Part:
@@ -241,6 +263,7 @@ async def _wait(steps: Generator[Any, Any, Any], pending: Any, receive: Receive)
 
 async def _call(endpoint: Endpoint, call: ServerCall, body: RequestBody, send: Send) -> None:
     guard = Guard(call.deadline, body)
+    body.open = endpoint.method.kind.client_streams
     try:
         if endpoint.method.kind.server_streams:
             await _stream(endpoint, call, body, send, guard)
@@ -297,7 +320,7 @@ async def _stream(endpoint: Endpoint, call: ServerCall, body: RequestBody, send:
         last = b""
     await _send_part(last, send, more=False)
     if call.has_trailers:
-        await _send_event(_trailers(call.trailers), send)
+        await _send_event(_trailers(_native(call.trailers)), send)
 
 
 async def _send_messages(
@@ -366,7 +389,7 @@ class _Plain:
             close()
 
 
-def _native(headers: HeaderList) -> list[tuple[bytes, bytes]]:
+def _native(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
 
 
@@ -381,8 +404,8 @@ def _start(status: int, headers: list[tuple[bytes, bytes]], *, trailers: bool = 
     return event
 
 
-def _trailers(trailers: HeaderList) -> dict[str, Any]:
-    return {"type": "http.response.trailers", "headers": _native(trailers), "more_trailers": False}
+def _trailers(trailers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
+    return {"type": "http.response.trailers", "headers": trailers, "more_trailers": False}
 
 
 async def _answer(response: Response, body: RequestBody, send: Send) -> None:
@@ -392,11 +415,16 @@ async def _answer(response: Response, body: RequestBody, send: Send) -> None:
 
 
 async def _send(response: Response, send: Send) -> None:
-    await _send_answer(response.status, _native(response.headers), response.body, send, response.trailers)
+    trailers = None if response.trailers is None else _native(response.trailers)
+    await _send_answer(response.status, _native(response.headers), response.body, send, trailers)
 
 
 async def _send_answer(
-    status: int, headers: list[tuple[bytes, bytes]], body: bytes, send: Send, trailers: HeaderList | None = None
+    status: int,
+    headers: list[tuple[bytes, bytes]],
+    body: bytes,
+    send: Send,
+    trailers: list[tuple[bytes, bytes]] | None = None,
 ) -> None:
     try:
         await send(_start(status, headers, trailers=trailers is not None))

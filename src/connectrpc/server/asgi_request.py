@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Scope = dict[str, Any]
     Receive = Callable[[], Awaitable[dict[str, Any]]]
 
-__all__ = ["ClientGoneError", "Head", "RequestBody", "body_of", "path_of"]
+__all__ = ["ClientGoneError", "Head", "RequestBody", "body_of", "can_send_trailers", "path_of"]
 
 _READ_AHEAD_MAX_BYTES = 64 * 1024
 
@@ -57,9 +57,7 @@ class Head(RequestHead):
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
-        # Behind HTTP/1.1 they would come to nothing: no client of gRPC waits for them there, and proxies drop them.
-        trailers = "http.response.trailers" in (scope.get("extensions") or ())
-        self.can_send_trailers = trailers and not _is_http_1(scope)
+        self.can_send_trailers = can_send_trailers(scope)
         self.http_method = scope["method"]
         self.path = path_of(scope)
         self.query = scope["query_string"].decode("latin-1")
@@ -89,6 +87,12 @@ class Head(RequestHead):
             return ""
         host, port = client[0], client[1]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def can_send_trailers(scope: Scope) -> bool:
+    """Whether an answer can have trailers."""
+    # Behind HTTP/1.1 they would come to nothing: no client of gRPC waits for them there, and proxies drop them.
+    return "http.response.trailers" in (scope.get("extensions") or ()) and not _is_http_1(scope)
 
 
 def _is_http_1(scope: Scope) -> bool:

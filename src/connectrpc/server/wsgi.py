@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from multidict import CIMultiDict
 
 from connectrpc._core.call import messages_of
-from connectrpc._core.connect_unary import ConnectPlainServerCall
 from connectrpc._core.http import RequestHead, Response
 from connectrpc._core.negotiate import negotiate, plain_endpoints, plain_response
+from connectrpc._core.plain import PlainServerCall
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import ClientRequest, ClientStream
 from connectrpc.server.endpoints import build_endpoints, find_handlers, merge_endpoints
@@ -140,7 +140,7 @@ def _call_plain(
 ) -> Iterable[bytes]:
     """The short way of a call that asks for nothing special; it turns into the long one where something comes up."""
     server = plain.server
-    call = ConnectPlainServerCall(server, _Head, environ)
+    call = PlainServerCall(server, _Head, environ)
     answer: bytes | Response
     try:
         request = server.read_plain(_read_exactly(environ["wsgi.input"], size))
@@ -149,7 +149,7 @@ def _call_plain(
         answer = failed(call.long_way(), error)
     if isinstance(answer, Response):
         return _send(answer, environ, start_response)
-    start_response("200 OK", [("content-type", server.media_type), ("content-length", str(len(answer)))])
+    start_response("200 OK", [*server.plain_headers, ("content-length", str(len(answer)))])
     return [answer]
 
 

@@ -31,12 +31,17 @@ def sync_transport(http_client: object | None, base_url: str, *, connect_timeout
 
         _refuse(connect_timeout, _PYQWEST_CONNECTS)
         return PyqwestTransport(http_client)
+    httpx = _loaded("httpx")
+    if httpx is not None and isinstance(http_client, httpx.Client):
+        from connectrpc.transports.httpx import HttpxTransport
+
+        return HttpxTransport(http_client, connect_timeout=connect_timeout)
     if isinstance(http_client, SyncTransport) and _takes(http_client.send, "deadline"):
         _refuse(connect_timeout, "transports of your own: they know how they connect")
         return http_client
     raise TypeError(
-        f"http_client is a {type(http_client).__qualname__}: a synchronous client takes a urllib3.PoolManager, a "
-        "pyqwest.SyncClient or a connectrpc.transports.SyncTransport"
+        f"http_client is a {type(http_client).__qualname__}: a synchronous client takes a urllib3.PoolManager, an "
+        "httpx.Client, a pyqwest.SyncClient or a connectrpc.transports.SyncTransport"
     )
 
 
@@ -58,12 +63,17 @@ def async_transport(http_client: object | None, *, connect_timeout: float | None
 
         _refuse(connect_timeout, _PYQWEST_CONNECTS)
         return AsyncPyqwestTransport(http_client)
+    httpx = _loaded("httpx")
+    if httpx is not None and isinstance(http_client, httpx.AsyncClient):
+        from connectrpc.transports.httpx import AsyncHttpxTransport
+
+        return AsyncHttpxTransport(http_client, connect_timeout=connect_timeout)
     if isinstance(http_client, AsyncTransport) and _takes(http_client.send, "body"):
         _refuse(connect_timeout, "transports of your own: they know how they connect")
         return http_client
     raise TypeError(
         f"http_client is a {type(http_client).__qualname__}: an asynchronous client takes an aiohttp.ClientSession, "
-        "a pyqwest.Client or a connectrpc.transports.AsyncTransport"
+        "an httpx.AsyncClient, a pyqwest.Client or a connectrpc.transports.AsyncTransport"
     )
 
 

@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from connectrpc.cancel import CancelToken
     from connectrpc.deadline import Deadline
 
-__all__ = ["AsyncResponse", "AsyncTransport", "PyqwestClient", "SyncResponse", "SyncTransport"]
+__all__ = ["AsyncResponse", "AsyncTransport", "HttpxClient", "PyqwestClient", "SyncResponse", "SyncTransport"]
+
+
+class HttpxClient(Protocol):
+    """The shape of ``httpx.Client`` and ``httpx.AsyncClient``, for type checkers that do not find httpx."""
+
+    @property
+    def send(self) -> Any: ...
+    @property
+    def build_request(self) -> Any: ...
+    @property
+    def event_hooks(self) -> Any: ...
 
 
 class PyqwestClient(Protocol):

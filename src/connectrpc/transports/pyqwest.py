@@ -70,8 +70,12 @@ class _Transport:
 class PyqwestTransport(_Transport):
     """Sends requests through a ``pyqwest.SyncClient``.
 
-    A request in parts is read in a thread of pyqwest's, with the caller's context variables, while the answer may
-    already be read.
+    A request in parts is read in a thread of its own, with the caller's context variables, while the answer may already
+    be read. When the call is over it is asked for no more: a generator ends then, in that thread, and one that blocks
+    as soon as it gives something.
+
+    A call that is canceled ends at once, but pyqwest cannot be told to give up a request of which the server takes no
+    more, nor one that is whole and has no answer yet: of such a call the server learns by the deadline alone.
 
     Args:
         client: the user's, with its transport, TLS, proxies and timeouts.
@@ -100,8 +104,6 @@ class PyqwestTransport(_Transport):
             else:
                 response = _Waiting(lambda: self._stream(*arguments)).wait(call)
         except BaseException as error:
-            if upload is not None:
-                upload.abandon()
             call.finish()
             if isinstance(error, _FAILURES):
                 call.fail(error, answered=False)
@@ -182,12 +184,31 @@ class _AbandonedError(Exception):
     """Ends the upload of a call that is over: as a failure, lest the server take a part for the whole."""
 
 
+_OVER: Any = object()
+"""Instead of a part: there will be no more, since the iterator has failed or nobody wants any."""
+
+
+_NOT_YET: Any = object()
+"""Neither of the two ends of an upload."""
+
+_AHEAD_BYTES = 64 * 1024
+"""How far the caller's iterator may be ahead of what is sent."""
+
+
 class _Upload:
-    """A request body in parts, read by a thread of pyqwest's. Remembers what the caller's iterator raised."""
+    """A request body in parts, read by a thread of pyqwest's. Remembers what the caller's iterator raised.
+
+    The caller's iterator runs in another thread: so one that blocks holds only that, and not pyqwest's, which has to
+    tell the server at once when the call is over.
+    """
 
     def __init__(self, parts: Iterator[bytes]) -> None:
         self._parts: Iterator[bytes] | None = parts
         self._context = contextvars.copy_context()
+        self._results: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._last: Any = _NOT_YET
+        self._read_bytes = self._taken_bytes = 0  # each is counted by one thread
+        self._taken = threading.Event()
         self._abandoned = False
         self.failure: BaseException | None = None
 
@@ -195,25 +216,58 @@ class _Upload:
         return self
 
     def __next__(self) -> bytes:
-        parts = self._parts
-        if self._abandoned or parts is None:
-            self._parts = None
-            raise _AbandonedError
-        try:
-            part = self._context.run(next, parts, None)
-        except BaseException as error:
-            self.failure = error
-            raise _AbandonedError from error
-        if self._abandoned:
-            self._parts = None
-            raise _AbandonedError
-        if part is None:
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            _Helper.start_task(functools.partial(self._read, parts))
+            parts = None  # what is raised below keeps this frame for as long as pyqwest keeps it
+        found: list[bytes] = []
+        size = 0
+        if self._last is _NOT_YET:
+            # As many as there are: each step of pyqwest's costs more than many of ours.
+            part: Any = _OVER if self._abandoned else self._results.get()
+            while part is not None and part is not _OVER and not self._abandoned:
+                found.append(part)
+                size += len(part)
+                if size >= _AHEAD_BYTES or self._results.empty():
+                    break
+                part = self._results.get()
+            else:
+                self._last = part
+        if self._abandoned or (self._last is _OVER and not found):
+            raise _AbandonedError from self.failure
+        if not found:
             raise StopIteration
-        return part
+        self._taken_bytes += size
+        self._taken.set()
+        return found[0] if len(found) == 1 else b"".join(found)
+
+    def _read(self, parts: Iterator[bytes]) -> None:
+        """Read parts, and a few ahead. The iterator ends with it, in the same thread."""
+        while not self._abandoned:
+            try:
+                part = self._context.run(next, parts, None)
+            except BaseException as error:
+                self.failure = error
+                part = _OVER
+            self._results.put(part)
+            if part is None or part is _OVER:
+                return
+            self._read_bytes += len(part)
+            while self._read_bytes - self._taken_bytes >= _AHEAD_BYTES and not self._abandoned:
+                self._taken.clear()
+                if self._read_bytes - self._taken_bytes >= _AHEAD_BYTES and not self._abandoned:
+                    self._taken.wait()
 
     def abandon(self) -> None:
-        """Read no more parts. From any thread; one that is waited for is the last."""
+        """Read no more parts. From any thread; one that the iterator is just at is the last."""
         self._abandoned = True
+        self._taken.set()
+        self._results.put(_OVER)
+
+    def release(self) -> None:
+        """``abandon``, in the caller's own thread: an iterator that was never begun may end there."""
+        self.abandon()
+        self._parts = None
 
 
 class _Call:
@@ -244,6 +298,8 @@ class _Call:
         return None if self._reason is None else ConnectError(*self._reason)
 
     def check(self) -> None:
+        if self._reason is None and self._deadline.expires_at is None and self.opening.expires_at is None:
+            return  # what it comes to for most calls, at each of their chunks
         reason = self.reason()
         if reason is not None:
             raise reason
@@ -271,8 +327,10 @@ class _Call:
             wake()  # it was stopped before there was anything to wake
 
     def finish(self) -> None:
-        """The call is over: nothing can stop it any more."""
+        """The call is over: nothing can stop it any more. By the thread whose call it is."""
         self._wake = None
+        if self.upload is not None:
+            self.upload.release()
         if self._cancel is not None:
             self._cancel.forget(self)
 
@@ -421,8 +479,6 @@ class _Response:
             return
         self._closed = True
         self._call.finish()
-        if self._call.upload is not None:
-            self._call.upload.abandon()
         self._response.close()
 
 

@@ -1,0 +1,113 @@
+"""Waiting for something that blocks, so that the wait can be left."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import queue
+import threading
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Helper", "Waiting"]
+
+T = TypeVar("T")
+
+_IDLE_SECONDS = 30.0
+
+
+class Helper(threading.Thread):
+    """A thread that does one thing after another, and ends when nobody has had any for it for a while."""
+
+    _idle: ClassVar[list[Helper]] = []
+
+    def __init__(self) -> None:
+        # A daemon: the process may end while it waits.
+        super().__init__(name="connectrpc-waiting", daemon=True)
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
+    @classmethod
+    def start_task(cls, task: Callable[[], None]) -> None:
+        """Run ``task``, which does not raise, in whichever thread is free. From any thread."""
+        try:
+            helper = cls._idle.pop()
+        except IndexError:
+            helper = cls()
+            helper.start()
+        helper._tasks.put(task)
+
+    def run(self) -> None:
+        while True:
+            try:
+                task = self._tasks.get(timeout=_IDLE_SECONDS)
+            except queue.Empty:
+                try:
+                    self._idle.remove(self)
+                except ValueError:
+                    continue  # it has just been taken
+                return
+            task()
+            del task
+            self._idle.append(self)
+
+
+class Waiting(Generic[T]):
+    """Something that blocks, done in another thread, with the context variables of the one that waits for it.
+
+    Args:
+        begin: what blocks.
+        drop: what becomes of its result when nobody waits for it any more. It is called in whichever thread is last,
+            and must not raise.
+    """
+
+    def __init__(self, begin: Callable[[], T], drop: Callable[[T], object]) -> None:
+        self._begin = begin
+        self._drop = drop
+        self._lock = threading.Lock()
+        self._woken = threading.Event()
+        self._done = False
+        self._left = False
+        self._result: T | None = None
+        self._error: BaseException | None = None
+        Helper.start_task(functools.partial(contextvars.copy_context().run, self._run))
+
+    def _run(self) -> None:
+        try:
+            self._result = self._begin()
+        except BaseException as error:
+            self._error = error
+        with self._lock:
+            self._done = True
+            left = self._left
+        if left:
+            self._drop_result()
+        self._woken.set()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until it is done, or ``wake`` is called, or so many seconds have passed; whether it is done."""
+        self._woken.wait(timeout)
+        return self._done
+
+    def wake(self) -> None:
+        """End the wait. From any thread, and once and for all."""
+        self._woken.set()
+
+    def leave(self) -> None:
+        """Nobody wants the result any more."""
+        with self._lock:
+            self._left = True
+            done = self._done
+        if done:
+            self._drop_result()
+
+    def result(self) -> T:
+        """What it gave, or what it raised, when it is done."""
+        if self._error is not None:
+            raise self._error
+        return self._result  # type: ignore[return-value]
+
+    def _drop_result(self) -> None:
+        if self._error is None:
+            self._drop(self._result)  # type: ignore[arg-type]
