@@ -32,7 +32,7 @@ HEAVY = [
 ]
 
 
-OPTIONAL = ["pyqwest"]
+OPTIONAL = ["httpx", "pyqwest"]
 """Libraries without which the transport of the same name cannot be imported. Not every Python has them."""
 
 

@@ -577,9 +577,9 @@ def test_threads_are_used_again() -> None:
 
 
 def helpers() -> list[threading.Thread]:
-    from connectrpc.transports.pyqwest import _Helper
+    from connectrpc.transports._waiting import Helper
 
-    return [thread for thread in threading.enumerate() if isinstance(thread, _Helper)]
+    return [thread for thread in threading.enumerate() if isinstance(thread, Helper)]
 
 
 def test_cancellation_is_no_failure() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import os
 import queue
 import threading
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
@@ -51,6 +52,10 @@ class Helper(threading.Thread):
             task()
             del task
             self._idle.append(self)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Helper._idle.clear)  # they have stayed in the parent
 
 
 class Waiting(Generic[T]):

@@ -333,6 +333,15 @@ _owners = threading.RLock()
 on to another. Reentrant: the garbage collector may close a stream while the same thread holds it."""
 
 
+def _renew_lock() -> None:
+    global _owners
+    _owners = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)  # whoever held it has stayed in the parent
+
+
 @contextlib.contextmanager
 def _serving_for(call: _Call | None) -> Iterator[None]:
     """While the thread sends or reads for a call."""

@@ -15,11 +15,12 @@ import functools
 import os
 import queue
 import threading
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import pyqwest
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.transports._waiting import Helper, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -102,7 +103,7 @@ class PyqwestTransport(_Transport):
                 # pyqwest's own timeout is all that may have to end the wait for the head.
                 response = self._stream(*arguments)
             else:
-                response = _Waiting(lambda: self._stream(*arguments)).wait(call)
+                response = _wait_for_head(call, lambda: self._stream(*arguments))
         except BaseException as error:
             call.finish()
             if isinstance(error, _FAILURES):
@@ -218,7 +219,7 @@ class _Upload:
     def __next__(self) -> bytes:
         parts, self._parts = self._parts, None
         if parts is not None:
-            _Helper.start_task(functools.partial(self._read, parts))
+            Helper.start_task(functools.partial(self._read, parts))
             parts = None  # what is raised below keeps this frame for as long as pyqwest keeps it
         found: list[bytes] = []
         size = 0
@@ -335,88 +336,23 @@ class _Call:
             self._cancel.forget(self)
 
 
-_HELPER_IDLE_SECONDS = 30.0
-
-
-class _Helper(threading.Thread):
-    """A thread that does one thing after another, and ends when nobody has had any for it for a while."""
-
-    _idle: ClassVar[list[_Helper]] = []
-
-    def __init__(self) -> None:
-        # A daemon: the process may end while it waits.
-        super().__init__(name="connectrpc-pyqwest", daemon=True)
-        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-
-    @classmethod
-    def start_task(cls, task: Callable[[], None]) -> None:
-        """Run ``task``, which does not raise, in whichever thread is free."""
-        try:
-            helper = cls._idle.pop()
-        except IndexError:
-            helper = cls()
-            helper.start()
-        helper._tasks.put(task)
-
-    def run(self) -> None:
-        while True:
-            try:
-                task = self._tasks.get(timeout=_HELPER_IDLE_SECONDS)
-            except queue.Empty:
-                try:
-                    self._idle.remove(self)
-                except ValueError:
-                    continue  # it has just been taken
-                return
-            task()
-            del task
-            self._idle.append(self)
-
-
-class _Waiting:
+def _wait_for_head(call: _Call, begin: Callable[[], Any]) -> Any:
     """The wait for an answer's head in a thread of its own, which can be left. pyqwest's own wait cannot.
 
     The thread that is left behind drops the answer when it comes, if the call's timeout does not come first.
     """
-
-    def __init__(self, begin: Callable[[], Any]) -> None:
-        self._begin = begin
-        self._lock = threading.Lock()
-        self._ready = threading.Event()
-        self._left = False
-        self._response: Any = None
-        self._error: BaseException | None = None
-
-    def wait(self, call: _Call) -> Any:
-        _Helper.start_task(functools.partial(contextvars.copy_context().run, self._run))
-        call.wake_by(self._ready.set)
-        try:
-            self._ready.wait(call.opening.remaining())
+    waiting = Waiting(begin, lambda response: response.close())
+    call.wake_by(waiting.wake)
+    try:
+        while not waiting.wait(call.opening.remaining()):
             call.check()
-        except BaseException:
-            with self._lock:
-                self._left = True
-            if self._response is not None:
-                self._response.close()
-            raise
-        finally:
-            call.wake_by(None)
-        if self._error is not None:
-            raise self._error
-        return self._response
-
-    def _run(self) -> None:
-        response: Any = None
-        try:
-            response = self._begin()
-        except BaseException as error:
-            self._error = error
-        with self._lock:
-            self._response = response
-            left = self._left
-        if left and response is not None:
-            response.close()
-        self._ready.set()
+        call.check()
+    except BaseException:
+        waiting.leave()
+        raise
+    finally:
+        call.wake_by(None)
+    return waiting.result()
 
 
 class _Response:

@@ -1,0 +1,81 @@
+"""Waits that can be left."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import threading
+import time
+
+import pytest
+
+from connectrpc.transports._waiting import Helper, Waiting
+
+PATIENCE = 5.0
+
+
+def test_what_it_gives() -> None:
+    waiting = Waiting(lambda: 1, lambda result: pytest.fail("it is wanted"))
+    assert waiting.wait(PATIENCE)
+    assert waiting.result() == 1
+
+
+def test_what_it_raises() -> None:
+    def fail() -> None:
+        raise KeyError("a")
+
+    waiting = Waiting(fail, lambda result: pytest.fail("there is none"))
+    assert waiting.wait(PATIENCE)
+    with pytest.raises(KeyError):
+        waiting.result()
+
+
+def test_it_sees_the_context_variables_of_who_waits() -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
+    variable.set("mine")
+    waiting = Waiting(variable.get, lambda result: None)
+    assert waiting.wait(PATIENCE)
+    assert waiting.result() == "mine"
+
+
+@pytest.mark.parametrize("by", ["time", "wake"])
+def test_a_wait_that_is_left(by: str) -> None:
+    """What comes later is dropped."""
+    go_on, dropped = threading.Event(), threading.Event()
+    waiting = Waiting(lambda: go_on.wait(PATIENCE), lambda result: dropped.set())
+    if by == "wake":
+        threading.Timer(0.01, waiting.wake).start()
+    begun = time.monotonic()
+    assert not waiting.wait(0.02 if by == "time" else PATIENCE)
+    assert time.monotonic() - begun < PATIENCE / 2
+    waiting.leave()
+    assert not dropped.is_set()
+    go_on.set()
+    assert dropped.wait(PATIENCE)
+
+
+def test_what_is_done_already_is_dropped_by_who_leaves() -> None:
+    dropped: list[int] = []
+    waiting = Waiting(lambda: 1, dropped.append)
+    assert waiting.wait(PATIENCE)
+    waiting.leave()
+    assert dropped == [1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing to fork with")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    """Those that were idle have stayed in the parent, and would never do what they were given."""
+    assert Waiting(lambda: 1, lambda result: None).wait(PATIENCE)
+    until = time.monotonic() + PATIENCE
+    while not Helper._idle:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            status = 0 if Waiting(lambda: 1, lambda result: None).wait(PATIENCE) else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
