@@ -198,7 +198,7 @@ def as_much_as_it_takes(sock: socket.socket, message: bytes, limit: int) -> int:
 
 # Fairness.
 
-FLOOD = 1_000_000
+FLOOD = 20_000_000
 
 READER = """
 import socket, sys
