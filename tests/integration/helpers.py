@@ -7,8 +7,10 @@ import gc
 import os
 import select
 import socket
+import sys
 import threading
 import time
+import traceback
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from typing_extensions import Self
@@ -116,7 +118,9 @@ class Background(Generic[T]):
     def result(self, within: float = 10.0) -> T:
         """What the call gives, or raises, ``within`` seconds."""
         self._thread.join(within)
-        assert not self._thread.is_alive(), f"still running after {within} s"
+        if self._thread.is_alive():
+            frame = sys._current_frames().get(self._thread.ident or 0)
+            raise AssertionError(f"still running after {within} s:\n{''.join(traceback.format_stack(frame))}")
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]

@@ -7,6 +7,7 @@ import concurrent.futures
 import functools
 import gc
 import itertools
+import logging
 import multiprocessing
 import os
 import select
@@ -126,6 +127,13 @@ MANAGERS: dict[str, Callable[[], urllib3.PoolManager | None]] = {
     "one with limits": lambda: urllib3.PoolManager(timeout=urllib3.Timeout(connect=5, read=10), retries=3),
     "a special one": lambda: SpecialManager("ours", block=True, maxsize=3),
 }
+
+
+@pytest.fixture(autouse=True)
+def _no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """urllib3 logs each connection that finds no room in its pool, and pytest writes that to a file. It has a lock of its
+    own, of which a child may get a copy that nobody will ever release."""
+    caplog.set_level(logging.ERROR, "urllib3.connectionpool")
 
 
 @pytest.fixture(params=list(MANAGERS.values()), ids=list(MANAGERS))
