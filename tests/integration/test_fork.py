@@ -131,8 +131,8 @@ MANAGERS: dict[str, Callable[[], urllib3.PoolManager | None]] = {
 
 @pytest.fixture(autouse=True)
 def _no_log(caplog: pytest.LogCaptureFixture) -> None:
-    """urllib3 logs each connection that finds no room in its pool, and pytest writes that to a file. It has a lock of its
-    own, of which a child may get a copy that nobody will ever release."""
+    """urllib3 logs each connection that finds no room in its pool, and pytest writes that to a file. This has a lock of
+    its own, of which a child may get a copy that nobody will ever release."""
     caplog.set_level(logging.ERROR, "urllib3.connectionpool")
 
 
