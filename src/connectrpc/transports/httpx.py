@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 import httpx
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.transports._reading import AsyncChunkedResponse, ChunkedResponse
 from connectrpc.transports._waiting import Helper, Waiting
 
 if TYPE_CHECKING:
@@ -713,7 +714,7 @@ _LATE = (ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
 _NOT_OPENED = (ConnectErrorCode.DEADLINE_EXCEEDED, "the stream was not opened in time")
 
 
-class _Response:
+class _Response(ChunkedResponse):
     """An answer of httpx's."""
 
     __slots__ = ("_call", "_chunks", "_closed", "_response", "_waits", "headers", "status")
@@ -730,16 +731,6 @@ class _Response:
         self._closed = False
         self.status = response.status_code
         self.headers: HeaderView = _Headers(response.headers, decoded=read)
-
-    def read(self, limit: int | None) -> bytes:
-        parts, received = [], 0
-        try:
-            while (limit is None or received <= limit) and (chunk := self.read_chunk()):
-                parts.append(chunk)
-                received += len(chunk)
-        finally:
-            self.close()
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_chunk(self) -> bytes:
         try:
@@ -956,7 +947,7 @@ def _rest(work: Coroutine[Any, Any, Any], waits_for: Any) -> Generator[Any, Any,
         return
 
 
-class _AsyncResponse:
+class _AsyncResponse(AsyncChunkedResponse):
     """An answer of httpx's."""
 
     __slots__ = ("_chunks", "_closed", "_response", "_stream", "_upload", "headers", "status")
@@ -977,16 +968,6 @@ class _AsyncResponse:
     @property
     def uploaded(self) -> bool:
         return self._upload is None or self._upload.finished
-
-    async def read(self, limit: int | None) -> bytes:
-        parts, received = [], 0
-        try:
-            while (limit is None or received <= limit) and (chunk := await self.read_chunk()):
-                parts.append(chunk)
-                received += len(chunk)
-        finally:
-            self.close()
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def read_chunk(self) -> bytes:
         try:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import pyqwest
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.transports._reading import AsyncChunkedResponse, ChunkedResponse
 from connectrpc.transports._waiting import Helper, Waiting
 
 if TYPE_CHECKING:
@@ -355,7 +356,7 @@ def _wait_for_head(call: _Call, begin: Callable[[], Any]) -> Any:
     return waiting.result()
 
 
-class _Response:
+class _Response(ChunkedResponse):
     """An answer of pyqwest's."""
 
     __slots__ = ("_call", "_chunks", "_closed", "_ended", "_response", "headers", "status")
@@ -375,16 +376,6 @@ class _Response:
         """Those of HTTP itself; None before the end of the body, and when there were none."""
         trailers = self._response.trailers if self._ended else None
         return trailers or None
-
-    def read(self, limit: int | None) -> bytes:
-        parts, received = [], 0
-        try:
-            while (limit is None or received <= limit) and (chunk := self.read_chunk()):
-                parts.append(chunk)
-                received += len(chunk)
-        finally:
-            self.close()
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_chunk(self) -> bytes:
         chunk: Any = None
@@ -440,7 +431,7 @@ _closing: set[asyncio.Task[Any]] = set()
 """Kept until they are done, as the event loop does not."""
 
 
-class _AsyncResponse:
+class _AsyncResponse(AsyncChunkedResponse):
     """An answer of pyqwest's."""
 
     __slots__ = ("_chunks", "_closed", "_ended", "_opened", "_response", "_upload", "headers", "status")
@@ -464,16 +455,6 @@ class _AsyncResponse:
         """Those of HTTP itself; None before the end of the body, and when there were none."""
         trailers = self._response.trailers if self._ended else None
         return trailers or None
-
-    async def read(self, limit: int | None) -> bytes:
-        parts, received = [], 0
-        try:
-            while (limit is None or received <= limit) and (chunk := await self.read_chunk()):
-                parts.append(chunk)
-                received += len(chunk)
-        finally:
-            self.close()
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def read_chunk(self) -> bytes:
         try:

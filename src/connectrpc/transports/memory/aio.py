@@ -9,6 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from connectrpc.transports._reading import AsyncChunkedResponse
 from connectrpc.transports.memory.exchange import GRACE_SECONDS, Exchange, Wait
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _finish(exchange: Exchange, upload: asyncio.Task[None] | None) -> None:
             upload.cancel()
 
 
-class Response:
+class Response(AsyncChunkedResponse):
     """An answer whose head is there; see ``AsyncResponse``."""
 
     __slots__ = ("_ended", "_exchange", "_upload", "headers", "status")
@@ -132,17 +133,6 @@ class Response:
     def uploaded(self) -> bool:
         """Whether all of the request has been sent."""
         return self._exchange.uploaded
-
-    async def read(self, limit: int | None) -> bytes:
-        """The whole body, or at least one byte more than ``limit``."""
-        parts, received = [], 0
-        try:
-            while (limit is None or received <= limit) and (chunk := await self.read_chunk()):
-                parts.append(chunk)
-                received += len(chunk)
-        finally:
-            self.close()
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def read_chunk(self) -> bytes:
         """The next bytes as soon as there are any; none at the end."""

@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING, TypeVar
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.transports._reading import ChunkedResponse
 from connectrpc.transports.memory.exchange import Exchange, Wait
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class _Call:
             self._cancel.forget(self)
 
 
-class Response:
+class Response(ChunkedResponse):
     """An answer whose head is there; see ``SyncResponse``."""
 
     __slots__ = ("_call", "_ended", "headers", "status")
@@ -146,17 +147,6 @@ class Response:
     def trailers(self) -> CIMultiDict[str] | None:
         """Those of HTTP itself; None before the end of the body, and when there were none."""
         return self._call.exchange.trailers or None if self._ended else None
-
-    def read(self, limit: int | None) -> bytes:
-        """The whole body, or at least one byte more than ``limit``."""
-        parts, received = [], 0
-        try:
-            while (limit is None or received <= limit) and (chunk := self.read_chunk()):
-                parts.append(chunk)
-                received += len(chunk)
-        finally:
-            self.close()
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_chunk(self) -> bytes:
         """The next bytes as soon as there are any; none at the end."""
