@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from multidict import CIMultiDict
-
 from connectrpc._aio import timeout
 from connectrpc._core.chain import aclose_begun
 from connectrpc.client.interception import coded
+from connectrpc.client.outcome import InterceptedOutcome, StreamOutcome
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.streams import AsyncStreamCall, AsyncStreamOutput
 
@@ -83,7 +82,7 @@ class StreamCall(AsyncStreamCall[T]):
             await self._stream.close()
 
 
-class Stream(AsyncStreamOutput[T]):
+class Stream(StreamOutcome, AsyncStreamOutput[T]):
     """A streamed answer."""
 
     __slots__ = ("_call", "_deadline", "_done", "_error", "_messages", "_response")
@@ -146,20 +145,6 @@ class Stream(AsyncStreamOutput[T]):
         if not self._done:
             self._end(None)
 
-    def done(self) -> bool:
-        return self._done
-
-    def error(self) -> ConnectError | None:
-        return self._error
-
-    def response_headers(self) -> CIMultiDict[str]:
-        return self._call.metadata()[0]
-
-    def response_trailers(self) -> CIMultiDict[str]:
-        if not self._done:
-            raise RuntimeError("the trailers come last, and the stream is not over yet")
-        return self._call.metadata()[1]
-
 
 async def messages_of(stream: AsyncStreamOutput[T], response: Response) -> AsyncIterator[T]:
     """A stream as interceptors see it: its error is raised, and the trailers are there when it has ended."""
@@ -172,7 +157,7 @@ async def messages_of(stream: AsyncStreamOutput[T], response: Response) -> Async
         raise error
 
 
-class InterceptedStream(AsyncStreamOutput[T]):
+class InterceptedStream(InterceptedOutcome, AsyncStreamOutput[T]):
     """A streamed answer whose messages have come through interceptors.
 
     The streams that were begun for it, of which interceptors may have made several, do the work.
@@ -226,21 +211,3 @@ class InterceptedStream(AsyncStreamOutput[T]):
         if hasattr(self._messages, "aclose"):
             await self._messages.aclose()
         await aclose_begun(self._context)
-
-    def done(self) -> bool:
-        return self._done
-
-    def error(self) -> ConnectError | None:
-        return self._error
-
-    def response_headers(self) -> CIMultiDict[str]:
-        if self._response is not None:
-            return self._response.headers
-        return CIMultiDict() if self._error is None else self._error.response_headers()
-
-    def response_trailers(self) -> CIMultiDict[str]:
-        if not self._done:
-            raise RuntimeError("the trailers come last, and the stream is not over yet")
-        if self._response is not None:
-            return self._response.trailers
-        return CIMultiDict() if self._error is None else self._error.response_trailers()

@@ -6,10 +6,9 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from multidict import CIMultiDict
-
 from connectrpc._core.chain import close_begun
 from connectrpc.client.interception import coded
+from connectrpc.client.outcome import InterceptedOutcome, StreamOutcome
 from connectrpc.errors import ConnectError
 from connectrpc.streams import StreamOutput
 
@@ -45,7 +44,7 @@ class _AlreadyReadingError(Exception):
     pass
 
 
-class Stream(StreamOutput[T]):
+class Stream(StreamOutcome, StreamOutput[T]):
     """A streamed answer.
 
     One thread reads, any thread may close. What closing has to do falls to the reader when it is just reading: it is
@@ -135,20 +134,6 @@ class Stream(StreamOutput[T]):
         else:
             self._end(None)
 
-    def done(self) -> bool:
-        return self._done
-
-    def error(self) -> ConnectError | None:
-        return self._error
-
-    def response_headers(self) -> CIMultiDict[str]:
-        return self._call.metadata()[0]
-
-    def response_trailers(self) -> CIMultiDict[str]:
-        if not self._done:
-            raise RuntimeError("the trailers come last, and the stream is not over yet")
-        return self._call.metadata()[1]
-
 
 def messages_of(stream: StreamOutput[T], response: Response) -> Iterator[T]:
     """A stream as interceptors see it: its error is raised, and the trailers are there when it has ended."""
@@ -160,7 +145,7 @@ def messages_of(stream: StreamOutput[T], response: Response) -> Iterator[T]:
         raise error
 
 
-class InterceptedStream(StreamOutput[T]):
+class InterceptedStream(InterceptedOutcome, StreamOutput[T]):
     """A streamed answer whose messages have come through interceptors.
 
     The streams that were begun for it, of which interceptors may have made several, do the work.
@@ -213,21 +198,3 @@ class InterceptedStream(StreamOutput[T]):
                     self._messages.close()
             with contextlib.suppress(ValueError):
                 close_begun(self._context)
-
-    def done(self) -> bool:
-        return self._done
-
-    def error(self) -> ConnectError | None:
-        return self._error
-
-    def response_headers(self) -> CIMultiDict[str]:
-        if self._response is not None:
-            return self._response.headers
-        return CIMultiDict() if self._error is None else self._error.response_headers()
-
-    def response_trailers(self) -> CIMultiDict[str]:
-        if not self._done:
-            raise RuntimeError("the trailers come last, and the stream is not over yet")
-        if self._response is not None:
-            return self._response.trailers
-        return CIMultiDict() if self._error is None else self._error.response_trailers()

@@ -1,0 +1,65 @@
+"""What either colour of a streamed answer tells about itself."""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING
+
+from multidict import CIMultiDict
+
+if TYPE_CHECKING:
+    from connectrpc._core.call import StreamClientCall
+    from connectrpc.errors import ConnectError
+    from connectrpc.interceptors import Response
+
+__all__ = ["InterceptedOutcome", "StreamOutcome"]
+
+
+class _Outcome(abc.ABC):
+    __slots__ = ()
+
+    _done: bool
+    _error: ConnectError | None
+
+    @abc.abstractmethod
+    def _metadata(self) -> tuple[CIMultiDict[str], CIMultiDict[str]]: ...
+
+    def done(self) -> bool:
+        return self._done
+
+    def error(self) -> ConnectError | None:
+        return self._error
+
+    def response_headers(self) -> CIMultiDict[str]:
+        return self._metadata()[0]
+
+    def response_trailers(self) -> CIMultiDict[str]:
+        if not self._done:
+            raise RuntimeError("the trailers come last, and the stream is not over yet")
+        return self._metadata()[1]
+
+
+class StreamOutcome(_Outcome):
+    """Of a stream without interceptors."""
+
+    __slots__ = ()
+
+    _call: StreamClientCall
+
+    def _metadata(self) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
+        return self._call.metadata()
+
+
+class InterceptedOutcome(_Outcome):
+    """Of a stream whose messages have come through interceptors: as the outermost of them left it."""
+
+    __slots__ = ()
+
+    _response: Response | None
+
+    def _metadata(self) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
+        if self._response is not None:
+            return self._response.headers, self._response.trailers
+        if self._error is not None:
+            return self._error.response_headers(), self._error.response_trailers()
+        return CIMultiDict(), CIMultiDict()
