@@ -15,6 +15,15 @@ interceptor stands around the call: it may wait, replace messages, call again, o
             raise ConnectError(ConnectErrorCode.UNAUTHENTICATED, "who are you?")
         return await proceed(request)
 
+Where the answer is a stream, ``proceed`` returns before its messages are there. A handler runs, and fails, while
+``response.messages`` is iterated; whoever has to stand around that replaces them by a generator::
+
+    def log(request, proceed):
+        response = proceed(request)
+        if response.messages is not None:
+            response.messages = logged(response.messages)
+        return response
+
 Give either to a client or a service with the option ``interceptors``. The first of the list is the outermost. What an
 interceptor raises ends the call: a ``ConnectError`` as it is, anything else as a coded error with that as its cause.
 """

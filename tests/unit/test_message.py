@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -148,3 +149,15 @@ def test_choose_compression(accepted: str | None, sent: str | None, chosen: str 
 
 def test_nothing_to_choose_from() -> None:
     assert choose_compression("gzip, *", "gzip", {}) is None
+
+
+def test_long_lists_of_a_peer_are_not_kept() -> None:
+    lists = [f"{number}," + "gzip," * 20_000 for number in range(40)]
+    choose_compression(lists[0], None, {"gzip": GZIP})
+    tracemalloc.start()
+    try:
+        assert {choose_compression(accepted, None, {"gzip": GZIP}) for accepted in lists} == {"gzip"}
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_000_000

@@ -229,9 +229,14 @@ def choose_compression(accepted: str | None, sent: str | None, available: Mappin
     return None
 
 
-@functools.lru_cache(maxsize=256)
 def _by_preference(accepted: str, with_refused: bool = False) -> tuple[str, ...]:
     """The tokens of an Accept-Encoding list, best first; those refused with q=0 only if asked for."""
+    # Real lists are short and always the same. Long ones are not kept: a peer could fill the memory with them.
+    parse = _parse_list if len(accepted) > _KEPT_MAX_LENGTH else _parse_list_once
+    return parse(accepted, with_refused)
+
+
+def _parse_list(accepted: str, with_refused: bool) -> tuple[str, ...]:
     weighted = []
     for item in accepted.split(","):
         name, *parameters = (part.strip().lower() for part in item.split(";"))
@@ -247,3 +252,7 @@ def _by_preference(accepted: str, with_refused: bool = False) -> tuple[str, ...]
             weighted.append((quality, name))
     weighted.sort(key=lambda pair: -pair[0])  # stable: equal ones keep the peer's order
     return tuple(name for _, name in weighted)
+
+
+_KEPT_MAX_LENGTH = 200
+_parse_list_once = functools.lru_cache(maxsize=256)(_parse_list)
