@@ -795,12 +795,13 @@ def test_timeouts_within_the_deadline_do_not_confuse_it() -> None:
     assert respond(every(handler), headers=[("connect-timeout-ms", "40")]).code() == "deadline_exceeded"
 
 
-def test_a_timeout_after_the_deadline_is_the_deadline(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", [TimeoutError, asyncio.TimeoutError])  # one class from Python 3.11 on
+def test_a_timeout_after_the_deadline_is_the_deadline(kind: type[Exception], caplog: pytest.LogCaptureFixture) -> None:
     async def handler(request: object) -> Any:
         try:
             await asyncio.sleep(5)
         except asyncio.CancelledError:
-            raise TimeoutError("secret") from None
+            raise kind("secret") from None
 
     assert respond(every(handler), headers=[("connect-timeout-ms", "20")]).code() == "deadline_exceeded"
     assert not caplog.records

@@ -530,6 +530,7 @@ def test_a_slow_client_holds_the_generator_back(method: Any, wait: bool) -> None
 
 CHUNK = asked(ask("x" * 1000))
 AHEAD = 64 * 1024
+EVENT = 256  # what an event counts beside its body
 
 
 def until(condition: Callable[[], bool], patience: float = 2.0) -> Awaitable[None]:
@@ -547,10 +548,11 @@ def test_how_much_is_read_ahead(method: Any) -> None:
     """64 KiB while the handler waits for something else, and more only as it takes them."""
     taken: list[int] = []
     names: list[str] = []
+    size = len(CHUNK) + EVENT
 
     async def look(request: Any) -> None:
         # What one event brings is there as a whole: the bound holds before the next is asked for.
-        await until(lambda: connection.receives * len(CHUNK) > AHEAD)
+        await until(lambda: connection.receives * size > AHEAD)
         await asyncio.sleep(0.1)
         taken.append(connection.receives)
         async for message in request:
@@ -562,9 +564,26 @@ def test_how_much_is_read_ahead(method: Any) -> None:
     connection = Connection(events)
     asyncio.run(serve(app_of(Handler(method, look)), request_of(method), connection, patience=10))
     assert connection.answer().stream()[1] == {}
-    assert AHEAD < taken[0] * len(CHUNK) <= AHEAD + len(CHUNK)
+    assert AHEAD < taken[0] * size <= AHEAD + size
     assert len(names) == 300
     assert connection.left == 0
+
+
+@pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)
+def test_events_with_nothing_in_them_are_not_piled_up(method: Any) -> None:
+    """On HTTP/2 an empty frame costs its sender nine bytes, and flow control does not hold it."""
+    taken: list[int] = []
+
+    async def look(request: Any) -> None:
+        await asyncio.sleep(0.1)
+        taken.append(connection.receives)
+        async for _ in request:
+            pass
+
+    connection = Connection([*(part(b"", True) for _ in range(5000)), part(CHUNK)])
+    asyncio.run(serve(app_of(Handler(method, look)), request_of(method), connection, patience=10))
+    assert connection.answer().stream()[1] == {}
+    assert taken[0] <= AHEAD // EVENT + 1
 
 
 @pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["ClientGoneError", "Head", "RequestBody", "body_of", "can_send_trailers", "path_of"]
 
 _READ_AHEAD_MAX_BYTES = 64 * 1024
+_EVENT_BYTES = 256  # what an event takes beside its body
 
 # On HTTP/2 an answer may overtake its request, whose rest not all servers then take: with its window shut it would stay
 # in the client, which may count it against all calls of the connection. What is on its way is read. But a client whose
@@ -138,6 +139,10 @@ def body_of(scope: Scope, receive: Receive, received: dict[str, Any] | None = No
     return RequestBody(receive, ended=ended, http_1=_is_http_1(scope), received=received)
 
 
+def _size(event: dict[str, Any]) -> int:
+    return _EVENT_BYTES + len(event.get("body", b""))
+
+
 class RequestBody:
     """The body of a request, and the news that the client has left.
 
@@ -186,7 +191,7 @@ class RequestBody:
         self.open = True
         if received is not None and self._notice(received):
             self._ahead = collections.deque([received])
-            self._ahead_bytes = len(received.get("body", b""))
+            self._ahead_bytes = _size(received)
 
     async def read(self) -> bytes:
         """The next bytes as soon as there are any; none at the end.
@@ -215,7 +220,7 @@ class RequestBody:
                 self._receiving = False
                 self._read_ahead_if_watched()
         event = self._ahead.popleft()
-        self._ahead_bytes -= len(event.get("body", b""))
+        self._ahead_bytes -= _size(event)
         if self._changed is not None:
             self._changed.set()
         return event
@@ -280,7 +285,7 @@ class RequestBody:
                 continue
             complete = not event.get("more_body", False)
             ahead.append(event)
-            self._ahead_bytes += len(event.get("body", b""))
+            self._ahead_bytes += _size(event)
             changed.set()
             while self._ahead_bytes > _READ_AHEAD_MAX_BYTES:
                 await self._change()

@@ -39,10 +39,18 @@ def coded(call: ServerCall, error: Exception) -> ConnectError:
     """
     if isinstance(error, ConnectError):
         return error
-    if isinstance(error, TimeoutError) and call.deadline.expired():
+    if _is_timeout(error) and call.deadline.expired():
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
     logger.error("%s failed", call.method.path, exc_info=error)
     return ConnectError(ConnectErrorCode.UNKNOWN, "the service failed")
+
+
+def _is_timeout(error: Exception) -> bool:
+    # On Python 3.10 there are three classes of them. asyncio is not imported for the sake of WSGI.
+    kind = type(error)
+    return isinstance(error, TimeoutError) or (
+        kind.__name__ == "TimeoutError" and kind.__module__ in ("asyncio.exceptions", "concurrent.futures._base")
+    )
 
 
 def failed(call: ServerCall, error: Exception) -> Response:
