@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from connectrpc.code import ConnectErrorCode
@@ -29,6 +30,11 @@ class Deadline:
         if self.expires_at is None:
             return None
         return max(0.0, self.expires_at - time.monotonic())
+
+    def remaining_ms(self) -> int | None:
+        """The milliseconds that are left, as a request tells them: rounded up, and one at the least."""
+        left = self.remaining()
+        return None if left is None else max(1, math.ceil(left * 1000))
 
     def expired(self) -> bool:
         """Whether the time is up."""

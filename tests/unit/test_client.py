@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -799,3 +800,32 @@ def test_requests_are_sent_as_they_are() -> None:
     ((request, body),) = made.transport.requests
     assert body == asked(ask("x"), ask("a"))
     assert request.url == "http://h/base" + BIDI.path
+
+
+class Gate:
+    """A lock that does something when it has been given back for the first time."""
+
+    def __init__(self, then: Callable[[], object]) -> None:
+        self._lock = threading.Lock()
+        self._then: Callable[[], object] | None = then
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *args: object) -> None:
+        self._lock.release()
+        then, self._then = self._then, None
+        if then is not None:
+            then()
+
+
+def test_a_stream_that_is_just_being_closed_is_not_read() -> None:
+    """Its response may be closed at any moment, and must not be while somebody reads it."""
+    transport = MemoryTransport(canned(200, STREAM_PROTO, frame(reply("a").SerializeToString()) + frame(b"{}", 2)))
+    stream: Any = SyncClient("http://h", transport)._caller.server_stream_output(SERVER, ask("a"))
+    found: list[Any] = []
+    stream._lock = Gate(lambda: found.append(next(stream, None)))
+    stream.close()
+    assert found == [None]
+    assert (stream.done(), stream.error()) == (True, None)
+    assert transport.responses[0].closed

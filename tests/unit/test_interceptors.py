@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +23,8 @@ from harness import (
     BIDI,
     CLIENT,
     METHODS,
+    PROTO,
+    PURE,
     SERVER,
     SERVICE,
     STREAM_PROTO,
@@ -680,6 +683,29 @@ def test_a_stream_that_an_interceptor_gives_up_is_closed(again: bool) -> None:
         assert found.texts == (["a"] if again else [])
         if not again:
             assert code_of(found.error) == "aborted"
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_the_server_is_told_what_is_left_of_the_deadline(method: Any) -> None:
+    """It would go on for a caller who has left, and pass a false deadline on."""
+
+    def sync(request: Request, proceed: Any) -> Response:
+        time.sleep(0.2)
+        return proceed(request)  # type: ignore[no-any-return]
+
+    async def asynchronous(request: Request, proceed: Any) -> Response:
+        await asyncio.sleep(0.2)
+        return await proceed(request)  # type: ignore[no-any-return]
+
+    streams = method not in (UNARY, PURE)
+    answer = canned(200, *((STREAM_PROTO, STREAM) if streams else (PROTO, reply("a").SerializeToString())))
+    transport, other = MemoryTransport(answer), AsyncMemoryTransport(answer)
+    call_sync(SyncClient("http://h", transport, interceptors=[sync], timeout_seconds=20), method)
+    asyncio.run(call_async(AsyncClient("http://h", other, interceptors=[asynchronous], timeout_seconds=20), method))
+    for requests in (transport.requests, other.inner.requests):
+        ((request, _),) = requests
+        told = {name.lower(): value for name, value in request.headers}
+        assert 10_000 < int(told["connect-timeout-ms"]) <= 19_800
 
 
 def test_an_interceptor_waits_within_the_deadline() -> None:

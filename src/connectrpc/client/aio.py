@@ -95,7 +95,7 @@ class AsyncCaller:
         self, method: Method[ReqT, ResT], req: ReqT, extra_headers: HeaderInput | None, deadline: Deadline
     ) -> tuple[ResT, Callable[[], Metadata]]:
         procedure = self._procedures.unary(method)
-        request, body = procedure.request(req, extra_headers, deadline.timeout_ms)
+        request, body = procedure.request(req, extra_headers, self._procedures.timeout_ms(deadline))
         async with Within(deadline):
             response = await self._transport.send(request, body)
             received = await response.read(procedure.body_limit)
@@ -169,7 +169,7 @@ class AsyncCaller:
     ) -> tuple[ResT, Callable[[], Metadata]]:
         procedure = self._procedures.stream(method)
         call = procedure.call()
-        request = procedure.request(extra_headers, deadline.timeout_ms)
+        request = procedure.request(extra_headers, self._procedures.timeout_ms(deadline))
         messages: list[ResT] = []
         async with Within(deadline):
             response = await self._transport.send(request, _parts(procedure, reqs))
@@ -277,7 +277,7 @@ class AsyncCaller:
         procedure = self._procedures.stream(method)
         call = procedure.call()
         try:
-            request = procedure.request(extra_headers, deadline.timeout_ms)
+            request = procedure.request(extra_headers, self._procedures.timeout_ms(deadline))
             body = _parts(procedure, reqs) if method.kind.client_streams else procedure.send(_only(reqs))
             opening = self._procedures.opening(method, deadline)
             late = "the deadline has passed" if opening is deadline else "the stream was not opened in time"

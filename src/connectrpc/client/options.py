@@ -145,6 +145,11 @@ class Procedures:
                 return NO_DEADLINE
         return Deadline(timeout_ms(timeout_seconds))
 
+    def timeout_ms(self, deadline: Deadline) -> int | None:
+        """What the server is told of a deadline: the milliseconds that are left."""
+        # Nothing but interceptors takes time before a request is made.
+        return deadline.remaining_ms() if self.interceptors else deadline.timeout_ms
+
     def opening(self, method: Method[Any, Any], deadline: Deadline) -> Deadline:
         """The deadline until which the head of an answer has to be there: the call's own, or an earlier one."""
         if self._open_timeout is None or method.kind is not MethodKind.SERVER_STREAM:

@@ -105,7 +105,7 @@ class SyncCaller:
         cancel: CancelToken | None,
     ) -> tuple[ResT, Callable[[], Metadata]]:
         procedure = self._procedures.unary(method)
-        request, body = procedure.request(req, extra_headers, deadline.timeout_ms)
+        request, body = procedure.request(req, extra_headers, self._procedures.timeout_ms(deadline))
         response = self._transport.send(request, body, stream=False, deadline=deadline, opening=deadline, cancel=cancel)
         received = response.read(procedure.body_limit)
         return procedure.response(response.status, response.headers, received, response.trailers)
@@ -309,7 +309,7 @@ class SyncCaller:
         cancel: CancelToken | None,
     ) -> SyncResponse:
         procedure = self._procedures.stream(method)
-        request = procedure.request(extra_headers, deadline.timeout_ms)
+        request = procedure.request(extra_headers, self._procedures.timeout_ms(deadline))
         body: bytes | Iterator[bytes]
         if method.kind.client_streams:
             body = map(procedure.send, reqs)

@@ -98,7 +98,7 @@ class Stream(StreamOutcome, StreamOutput[T]):
         with self._lock:
             if self._reading:
                 raise _AlreadyReadingError
-            if self._done:
+            if self._done or self._closed:
                 return None
             self._reading = True
         try:
@@ -118,8 +118,10 @@ class Stream(StreamOutcome, StreamOutput[T]):
     def _end(self, error: ConnectError | None) -> None:
         assert self._response is not None
         with self._lock:
+            if self._done:
+                return
+            self._error = error
             self._done = True
-        self._error = error
         self._response.close()
 
     def close(self) -> None:
