@@ -28,10 +28,15 @@ def iter_headers(headers: HeaderInput) -> Iterator[tuple[str, str]]:
     """Every name and value of ``headers``, a name with several values once for each.
 
     urllib3's mapping is never imported: like multidict's, its ``items()`` already repeats the name.
+
+    Raises:
+        TypeError: they are no mapping.
     """
+    if not hasattr(headers, "items"):
+        raise TypeError(f"headers and trailers are a dict or a multidict, not {type(headers).__name__}")
     for name, value in headers.items():
-        if isinstance(value, str):
-            yield name, value
-        else:
+        if isinstance(value, list | tuple):
             for one in value:
                 yield name, one
+        else:
+            yield name, value

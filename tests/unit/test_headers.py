@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from multidict import CIMultiDict, MultiDict
 from urllib3 import HTTPHeaderDict
 
+from connectrpc._core.metadata import checked
 from connectrpc.headers import HeaderInput, iter_headers
 
 if TYPE_CHECKING:
@@ -54,3 +55,17 @@ def test_the_five_kinds_are_documented_by_the_type() -> None:
 def test_urllib3_is_not_imported() -> None:
     script = "import connectrpc.headers, sys; raise SystemExit('urllib3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "text"),
+    [
+        ({"a": 1}, "names and values are strings"),
+        ({"a": [1]}, "names and values are strings"),
+        ({"a": None}, "names and values are strings"),
+        ([("a", "b")], "a dict or a multidict, not list"),
+    ],
+)
+def test_what_is_no_header(headers: Any, text: str) -> None:
+    with pytest.raises(TypeError, match=text):
+        checked(headers)

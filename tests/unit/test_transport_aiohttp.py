@@ -198,6 +198,8 @@ FAILURES: list[tuple[Exception, str, str]] = [
     (aiohttp.ConnectionTimeoutError(), "unavailable", "too long"),
     (aiohttp.SocketTimeoutError(), "deadline_exceeded", "read timeout"),
     (aiohttp.ClientConnectorError(None, OSError(1, "x")), "unavailable", "no connection"),  # type: ignore[arg-type]
+    (aiohttp.ClientConnectorError(None, OSError(111, "x")), "unavailable", "no connection"),  # type: ignore[arg-type]
+    (aiohttp.ClientConnectorDNSError(None, OSError(1, "x")), "unavailable", "cannot be resolved"),  # type: ignore[arg-type]
     (aiohttp.ClientPayloadError("x"), "unavailable", "failed"),
     (ConnectionResetError("x"), "unavailable", ""),
 ]

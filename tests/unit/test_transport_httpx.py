@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import os
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -428,6 +429,11 @@ def chained(error: Exception, cause: Exception) -> Exception:
 FAILURES: list[tuple[Exception, str, str]] = [
     (httpx.ConnectError("refused"), "unavailable", "no connection to the server can be made"),
     (chained(httpx.ConnectError("?"), socket.gaierror()), "unavailable", "name cannot be resolved"),
+    (
+        chained(httpx.ReadError("?"), ssl.SSLError(1, "[SSL: X] no client certificate")),
+        "unavailable",
+        "TLS with the server",
+    ),
     (httpx.ConnectTimeout("late"), "unavailable", "connecting to the server took too long"),
     (httpx.PoolTimeout("late"), "unavailable", "all connections of the HTTP client's pool are in use"),
     (httpx.ReadTimeout("late"), "deadline_exceeded", "the HTTP client's own timeout"),

@@ -382,6 +382,21 @@ CODES = {
 FAILURES: list[tuple[Exception, str, str]] = [
     (pyqwest.ConnectTimeout("x"), "unavailable", "too long"),
     (ConnectionError("x"), "unavailable", "no connection"),
+    (
+        ConnectionError("error for url (http://h/a): tcp: x (os error 111)"),
+        "unavailable",
+        "can be made: Connection refused",
+    ),
+    (
+        ConnectionError("error for url (http://h/a): client error: dns error: x"),
+        "unavailable",
+        "name cannot be resolved",
+    ),
+    (
+        ConnectionError("error for url (https://h/a(b)): invalid peer certificate"),
+        "unavailable",
+        "made: error: invalid",
+    ),
     (TimeoutError("x"), "deadline_exceeded", "timeout"),
     (pyqwest.ReadError("x"), "unavailable", "failed"),
     (pyqwest.WriteError("x"), "unavailable", "failed"),

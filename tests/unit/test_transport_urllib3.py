@@ -309,12 +309,15 @@ def test_what_the_request_iterator_raises() -> None:
         yield b"one"
         raise error
 
+    cause = KeyError("a")
     for error in (ZeroDivisionError(), OSError("mine"), ConnectError.__new__(ConnectError)):
+        error.__cause__ = cause
         network = Network(OK, OK)
         transport = network.transport()
         with pytest.raises(type(error)) as caught:
             send(transport, parts(), stream=True)
         assert caught.value is error
+        assert (error.__cause__, error.__context__) == (cause, None), "just as it was raised"
         assert send(transport).read(None) == b"body"
 
 
@@ -564,6 +567,32 @@ def test_check() -> None:
         with pytest.raises(ConnectError) as caught:
             response.check()
         assert code_of(caught.value) == "canceled"
+        response.close()
+
+
+def test_a_deadline_that_no_thread_can_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call says so, and the next one has its deadline kept."""
+    from connectrpc.transports import urllib3 as module
+
+    monkeypatch.setattr(module, "_watchdog", module._Watchdog())
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    token = CancelToken()
+    with Pair() as pair:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(ConnectError) as caught:
+                send(pair.transport(), deadline=Deadline(5000), cancel=token)
+        assert code_of(caught.value) == "resource_exhausted"
+        token.cancel()  # the call is over: there is nothing to stop
+        pair.far.sendall(HALF)
+        response = send(pair.transport(), stream=True, deadline=Deadline(100))
+        assert response.read_chunk() == b"half"
+        with pytest.raises(ConnectError) as caught:
+            response.read_chunk()
+        assert code_of(caught.value) == "deadline_exceeded"
         response.close()
 
 

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.transports._waiting import Helper, Waiting
 
 PATIENCE = 5.0
@@ -28,6 +29,17 @@ def test_what_it_raises() -> None:
     assert waiting.wait(PATIENCE)
     with pytest.raises(KeyError):
         waiting.result()
+
+
+def test_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Helper, "_idle", [])
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ConnectError, match="no thread can be started") as caught:
+        Waiting(lambda: 1, lambda result: None)
+    assert caught.value.code is ConnectErrorCode.RESOURCE_EXHAUSTED
 
 
 def test_it_sees_the_context_variables_of_who_waits() -> None:

@@ -40,6 +40,7 @@ _RESERVED = frozenset(
         "upgrade",
     }
 )
+_FREE = "grpc-retry-pushback-ms"  # gRFC A6: a trailer by which a handler tells when to try again
 _RESERVED_PREFIXES = ("connect-", "grpc-", TRAILER_PREFIX)
 
 
@@ -57,7 +58,7 @@ def checked(metadata: HeaderInput) -> HeaderList:
         name = given.lower()
         if _NAME.fullmatch(name) is None:
             raise ValueError(f"{given!r} is not the name of a header")
-        if name in _RESERVED or name.startswith(_RESERVED_PREFIXES):
+        if name in _RESERVED or (name.startswith(_RESERVED_PREFIXES) and name != _FREE):
             raise ValueError(f"header {given!r} belongs to the protocol and cannot be set")
         if _VALUE.fullmatch(value) is None:
             raise ValueError(

@@ -9,14 +9,30 @@ import queue
 import threading
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
+from connectrpc.errors import ConnectError, ConnectErrorCode
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Helper", "Waiting"]
+__all__ = ["Helper", "Waiting", "start_thread"]
 
 T = TypeVar("T")
+ThreadT = TypeVar("ThreadT", bound=threading.Thread)
 
 _IDLE_SECONDS = 30.0
+
+
+def start_thread(thread: ThreadT) -> ThreadT:
+    """Start a thread that a call needs.
+
+    Raises:
+        ConnectError: ``resource_exhausted``: the system has none to give, or the interpreter is ending.
+    """
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise ConnectError(ConnectErrorCode.RESOURCE_EXHAUSTED, "no thread can be started for the call") from error
+    return thread
 
 
 class Helper(threading.Thread):
@@ -31,12 +47,15 @@ class Helper(threading.Thread):
 
     @classmethod
     def start_task(cls, task: Callable[[], None]) -> None:
-        """Run ``task``, which does not raise, in whichever thread is free. From any thread."""
+        """Run ``task``, which does not raise, in whichever thread is free. From any thread.
+
+        Raises:
+            ConnectError: ``resource_exhausted``: there is none, and none can be started.
+        """
         try:
             helper = cls._idle.pop()
         except IndexError:
-            helper = cls()
-            helper.start()
+            helper = start_thread(cls())
         helper._tasks.put(task)
 
     def run(self) -> None:

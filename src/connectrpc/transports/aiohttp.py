@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import ssl
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -14,6 +13,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.transports._failures import no_connection, tls_failure, unresolved
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -186,12 +186,14 @@ def _coded(error: Exception, *, answered: bool) -> ConnectError:
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
     if isinstance(error, asyncio.TimeoutError):
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own read timeout has passed")
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return unresolved()
     if isinstance(error, aiohttp.ClientConnectorError):
-        return ConnectError(ConnectErrorCode.UNAVAILABLE, "no connection to the server can be made")
-    refused = isinstance(error, OSError) and isinstance(error.__cause__ or error, ssl.SSLError)
-    if isinstance(error, aiohttp.ServerDisconnectedError) or (
-        not answered and isinstance(error, OSError) and not refused
-    ):
+        return no_connection(error)
+    failure = tls_failure(error)
+    if failure is not None:
+        return failure
+    if isinstance(error, aiohttp.ServerDisconnectedError) or (not answered and isinstance(error, OSError)):
         # Not sent again: the server may have closed an idle connection just as the request went out, and then it was
         # never processed, but nothing here can tell that from a server which died over it.
         return ConnectError(

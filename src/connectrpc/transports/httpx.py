@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 import httpx
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.transports._failures import causes, no_connection, reraise, tls_failure
 from connectrpc.transports._reading import AsyncChunkedResponse, ChunkedResponse
 from connectrpc.transports._waiting import Helper, Waiting
 
@@ -181,16 +182,17 @@ def _coded(error: Exception, *, answered: bool) -> ConnectError:
     if isinstance(error, httpx.TimeoutException):
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own timeout has passed")
     if isinstance(error, httpx.ConnectError):
-        if any(isinstance(cause, socket.gaierror) for cause in _causes(error)):
-            return ConnectError(ConnectErrorCode.UNAVAILABLE, "the server's name cannot be resolved")
-        return ConnectError(ConnectErrorCode.UNAVAILABLE, f"no connection to the server can be made: {text}")
+        return no_connection(error)
     if isinstance(error, httpx.RemoteProtocolError):
-        for cause in _causes(error):
+        for cause in causes(error):
             event: Any = cause.args[0] if cause.args else None
             if hasattr(event, "error_code") and hasattr(event, "stream_id"):
                 number = int(event.error_code or 0)
                 code = _STREAM_ERRORS.get(number, ConnectErrorCode.UNAVAILABLE)
                 return ConnectError(code, f"the server ended the stream with HTTP/2 error {number}")
+    failure = tls_failure(error)
+    if failure is not None:
+        return failure
     if not answered and (
         isinstance(error, httpx.NetworkError)
         or (isinstance(error, httpx.RemoteProtocolError) and str(error).startswith("Server disconnected"))
@@ -202,12 +204,6 @@ def _coded(error: Exception, *, answered: bool) -> ConnectError:
             "the server closed the connection without an answer, most likely before it saw the request",
         )
     return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {text}")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _pool(client: Any, url: str) -> Any:
@@ -460,7 +456,7 @@ class HttpxTransport(_Transport):
                 call.stream.end()
             call.finish()
             if isinstance(error, _UploadFailedError):
-                raise error.failure from None  # just as it is: it has nothing to do with httpx
+                reraise(error.failure)
             if isinstance(error, _CALL_FAILURES):
                 call.fail(error, answered=False)
             raise
@@ -872,7 +868,7 @@ class AsyncHttpxTransport(_Transport):
             if stream is not None and stream.reset():
                 _in_background(stream.aflush())
             if isinstance(error, _UploadFailedError):
-                raise error.failure from None  # just as it is: it has nothing to do with httpx
+                reraise(error.failure)
             if isinstance(error, _FAILURES):
                 raise _coded(error, answered=False) from error
             raise

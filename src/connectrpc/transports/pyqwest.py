@@ -14,12 +14,14 @@ import contextvars
 import functools
 import os
 import queue
+import re
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import pyqwest
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.transports._failures import no_connection, reraise, unresolved
 from connectrpc.transports._reading import AsyncChunkedResponse, ChunkedResponse
 from connectrpc.transports._waiting import Helper, Waiting
 
@@ -139,7 +141,7 @@ class AsyncPyqwestTransport(_Transport):
             response = await opened.__aenter__()
         except _FAILURES as error:
             if upload is not None and upload.failure is not None:
-                raise upload.failure from None
+                reraise(upload.failure)
             raise _coded(error, answered=False) from error
         return _AsyncResponse(response, opened, upload)
 
@@ -177,9 +179,16 @@ def _coded(error: Exception, *, answered: bool) -> ConnectError:
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
     if isinstance(error, TimeoutError):
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own timeout has passed")
+    # What has happened is in pyqwest's text alone, and the URL as well.
+    text = re.sub(r" for url \(.*?\)(?=:|$)", "", str(error))
     if isinstance(error, ConnectionError) and not answered:
-        return ConnectError(ConnectErrorCode.UNAVAILABLE, f"no connection to the server can be made: {error}")
-    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {error}")
+        if "dns error" in text:
+            return unresolved()
+        found = re.search(r"\(os error (\d+)\)$", text)
+        if found is not None:
+            return no_connection(OSError(int(found[1]), ""))
+        return ConnectError(ConnectErrorCode.UNAVAILABLE, f"no connection to the server can be made: {text}")
+    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {text}")
 
 
 class _AbandonedError(Exception):
@@ -220,7 +229,11 @@ class _Upload:
     def __next__(self) -> bytes:
         parts, self._parts = self._parts, None
         if parts is not None:
-            Helper.start_task(functools.partial(self._read, parts))
+            try:
+                Helper.start_task(functools.partial(self._read, parts))
+            except ConnectError as error:
+                self.failure = error
+                raise
             parts = None  # what is raised below keeps this frame for as long as pyqwest keeps it
         found: list[bytes] = []
         size = 0
@@ -309,7 +322,7 @@ class _Call:
     def fail(self, error: Exception, *, answered: bool) -> NoReturn:
         """Raise what a failure of pyqwest's is to the caller."""
         if self._reason is None and self.upload is not None and self.upload.failure is not None:
-            raise self.upload.failure from None  # just as it is: it has nothing to do with pyqwest
+            reraise(self.upload.failure)
         raise self.reason() or _coded(error, answered=answered) from error
 
     def stop(self, message: str) -> None:
@@ -463,7 +476,7 @@ class _AsyncResponse(AsyncChunkedResponse):
                     return bytes(chunk)
         except _FAILURES as error:
             if self._upload is not None and self._upload.failure is not None:
-                raise self._upload.failure from None
+                reraise(self._upload.failure)
             raise _coded(error, answered=True) from error
         if self._upload is not None and self._upload.failure is not None:
             raise self._upload.failure

@@ -36,6 +36,8 @@ from urllib3.exceptions import (
 
 from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.transports._failures import no_connection, reraise, tls_failure, unresolved
+from connectrpc.transports._waiting import start_thread
 
 if TYPE_CHECKING:
     import queue
@@ -99,7 +101,7 @@ class Urllib3Transport:
             if guard is not None:
                 guard.finish()
             if isinstance(error, _UploadFailedError):
-                raise error.failure from None
+                reraise(error.failure)
             if isinstance(error, HTTPError | OSError):
                 raise _coded(error, guard, answered=False) from error
             raise
@@ -258,11 +260,14 @@ def _coded(error: Exception, guard: _Guard | None, *, answered: bool) -> Connect
     if isinstance(error, ReadTimeoutError):
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own read timeout has passed")
     if isinstance(error, NameResolutionError):
-        return ConnectError(ConnectErrorCode.UNAVAILABLE, "the server's name cannot be resolved")
+        return unresolved()
     if isinstance(error, NewConnectionError):
-        return ConnectError(ConnectErrorCode.UNAVAILABLE, "no connection to the server can be made")
+        return no_connection(error)
     if isinstance(error, ConnectTimeoutError):
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
+    failure = tls_failure(error)
+    if failure is not None:
+        return failure
     if (
         not answered
         and isinstance(error, ProtocolError | SSLError)
@@ -566,10 +571,14 @@ class _Guard:
             cancel.on_cancel(self, self._canceled)
             if cancel.canceled:
                 raise ConnectError(ConnectErrorCode.CANCELED, "the call was canceled before it began")
-        if deadline.expires_at is not None:
-            _watchdog.watch(self, deadline.expires_at)
-        if opening.expires_at is not None and opening is not deadline:
-            _watchdog.watch(self, opening.expires_at)
+        try:
+            if deadline.expires_at is not None:
+                _watchdog.watch(self, deadline.expires_at)
+            if opening.expires_at is not None and opening is not deadline:
+                _watchdog.watch(self, opening.expires_at)
+        except ConnectError:
+            self.finish()
+            raise
 
     @property
     def finished(self) -> bool:
@@ -636,8 +645,9 @@ class _Watchdog:
             self._serial += 1
             heapq.heappush(self._heap, (expires_at, self._serial, guard))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="connectrpc-deadlines", daemon=True)
-                self._thread.start()
+                self._thread = start_thread(
+                    threading.Thread(target=self._run, name="connectrpc-deadlines", daemon=True)
+                )
             elif self._heap[0][2] is guard:
                 self._changed.notify()
 
