@@ -85,7 +85,7 @@ class Request:
     Attributes:
         context: the call.
         message: the message, where the method takes one.
-        messages: the messages, where it takes a stream; an iterable, or in async code an async iterable.
+        messages: the messages, where it takes a stream; an iterable, in async code also an async iterable.
     """
 
     __slots__ = ("context", "message", "messages")
@@ -106,7 +106,7 @@ class Response:
 
     Attributes:
         message: the message, where the method gives one.
-        messages: the messages, where it gives a stream; an iterable, or in async code an async iterable. An error in
+        messages: the messages, where it gives a stream; an iterable, in async code also an async iterable. An error in
             the middle of it is raised by iterating.
         headers: sent, or received, before it.
         trailers: sent, or received, after it. Those of a stream are there when it has ended.
@@ -155,6 +155,7 @@ class Hooks:
 
         Args:
             context: the call.
-            error: what ended it early: a ``ConnectError``, a handler's own exception, a cancellation; or None.
+            error: what ended it early: a ``ConnectError``, a handler's own exception, a cancellation; or None. In
+                whatever way a deadline ends a call, it is a ``ConnectError`` with ``deadline_exceeded``.
             trailers: of the answer. On a service that answers without an error, they may still be changed.
         """

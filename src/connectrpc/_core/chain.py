@@ -15,13 +15,29 @@ from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.interceptors import Hooks, Request, Response
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 
     from connectrpc.interceptors import CallContext
 
     Step = Callable[[Request], Any]
 
-__all__ = ["aclose_begun", "build_chain", "checked_interceptors", "close_begun", "interceptor_failure"]
+__all__ = [
+    "aclose_begun",
+    "aclose_messages",
+    "as_async",
+    "build_chain",
+    "checked_interceptors",
+    "close_begun",
+    "close_messages",
+    "interceptor_failure",
+]
+
+# Timers of event loops may fire a few milliseconds early.
+_EARLY_SECONDS = 0.005
+
+# By their names: asyncio is not imported for the sake of code that blocks, and Python 3.10 has three TimeoutErrors.
+_CANCELLATION = ("asyncio.exceptions", "CancelledError")
+_TIMEOUTS = (("asyncio.exceptions", "TimeoutError"), ("concurrent.futures._base", "TimeoutError"))
 
 
 def checked_interceptors(interceptors: Iterable[Any] | None, *, asynchronous: bool) -> tuple[Any, ...]:
@@ -51,21 +67,33 @@ def build_chain(interceptors: Sequence[Any], innermost: Step, *, asynchronous: b
         innermost: makes the call: gives a ``Response``, or in async code what is awaited for one.
         asynchronous: whether it is async code.
     """
+    around = _around_async if asynchronous else _around
     step = innermost
     for interceptor in reversed(interceptors):
         if isinstance(interceptor, Hooks):
-            step = _around(_with_hooks(_tell_async if asynchronous else _tell, interceptor), step)
+            step = _with_hooks(_tell_async if asynchronous else _tell, interceptor, step)
         else:
-            step = _around(interceptor, step)
+            step = around(interceptor, step)
     return step
 
 
-def _around(interceptor: Any, proceed: Step) -> Step:
-    return lambda request: interceptor(request, proceed)
+def _with_hooks(adapter: Any, hooks: Hooks, proceed: Step) -> Step:
+    return lambda request: adapter(hooks, request, proceed)
 
 
-def _with_hooks(adapter: Any, hooks: Hooks) -> Any:
-    return lambda request, proceed: adapter(hooks, request, proceed)
+def _not_a_response(interceptor: Any, given: object) -> TypeError:
+    """What is raised where an interceptor has given something else than a ``Response``."""
+    name = getattr(interceptor, "__qualname__", type(interceptor).__qualname__)
+    expected = "a Response"
+    if given is None:
+        expected += " (is a return missing?)"
+    elif isinstance(given, Response):
+        expected = "an awaitable of it (is the interceptor not async?)"
+    elif inspect.isawaitable(given):
+        expected += " (is an await missing?)"
+        if inspect.iscoroutine(given):
+            given.close()  # else Python complains too, of one that nobody has awaited
+    return TypeError(f"interceptor {name} gave {type(given).__name__}: expected {expected}")
 
 
 def interceptor_failure(error: Exception) -> ConnectError:
@@ -85,6 +113,35 @@ def _tell_request(hooks: Hooks, context: CallContext, message: Any) -> None:
         raise
 
 
+def _ended_by(context: CallContext, error: BaseException | None) -> BaseException | None:
+    """What hooks are told of how a call ended.
+
+    A deadline ends calls in many ways: a task is cancelled, messages are closed, a handler's own wait runs out, a
+    result is not sent because it comes too late. To hooks it is ``deadline_exceeded``, as it is to the caller.
+
+    Args:
+        context: the call.
+        error: what the chain sees; ``GeneratorExit`` where messages are closed before their end.
+    """
+    if context.timeout.expires_at is not None and _by_deadline(context, error):
+        return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
+    if isinstance(error, GeneratorExit):
+        return ConnectError(ConnectErrorCode.CANCELED, "the stream was left before its end")
+    return error
+
+
+def _by_deadline(context: CallContext, error: BaseException | None) -> bool:
+    left = context.timeout.remaining()
+    if left is None or left > _EARLY_SECONDS:
+        return False
+    kind = (type(error).__module__, type(error).__name__)
+    if isinstance(error, GeneratorExit) or kind == _CANCELLATION:
+        return True
+    if left or context.is_client:  # a client's caller is given a late result, and a TimeoutError as what it is
+        return False
+    return error is None or isinstance(error, TimeoutError) or kind in _TIMEOUTS
+
+
 class _Ending:
     """Tells hooks of the end of a streamed call, once."""
 
@@ -99,13 +156,30 @@ class _Ending:
     def _end(self, error: BaseException | None) -> None:
         if not self._ended:
             self._ended = True
-            self._hooks.on_end(self._context, error, self._trailers)
+            self._hooks.on_end(self._context, _ended_by(self._context, error), self._trailers)
 
     def _leave(self) -> None:
-        self._end(ConnectError(ConnectErrorCode.CANCELED, "the stream was left before its end"))
+        self._end(GeneratorExit())
 
 
 # Blocking
+
+
+def _around(interceptor: Any, proceed: Step) -> Step:
+    def step(request: Request) -> Response:
+        response = interceptor(request, proceed)
+        if not isinstance(response, Response):
+            raise _not_a_response(interceptor, response)
+        return response
+
+    return step
+
+
+def close_messages(messages: object) -> None:
+    """Close a generator, or what else can be closed. None and other things stay as they are."""
+    close = getattr(messages, "close", None)
+    if close is not None:
+        close()
 
 
 def close_begun(context: CallContext) -> None:
@@ -129,10 +203,10 @@ def _tell(hooks: Hooks, request: Request, proceed: Step) -> Response:
         if response.messages is None:
             hooks.on_response_message(context, response.message)
     except BaseException as error:
-        hooks.on_end(context, error, CIMultiDict())
+        hooks.on_end(context, _ended_by(context, error), CIMultiDict())
         raise
     if response.messages is None:
-        hooks.on_end(context, None, response.trailers)
+        hooks.on_end(context, _ended_by(context, None), response.trailers)
     else:
         response.messages = _Told(hooks, context, response.trailers, response.messages)
         context._begun.append(response.messages)
@@ -173,12 +247,60 @@ class _Told(_Ending):
         try:
             self._leave()
         finally:
-            close = getattr(self._messages, "close", None)
-            if close is not None:
-                close()
+            close_messages(self._messages)
 
 
 # Awaited
+
+
+def _around_async(interceptor: Any, proceed: Step) -> Step:
+    async def step(request: Request) -> Response:
+        given = interceptor(request, proceed)
+        if not inspect.isawaitable(given):
+            raise _not_a_response(interceptor, given)
+        response = await given
+        if not isinstance(response, Response):
+            raise _not_a_response(interceptor, response)
+        return response
+
+    return step
+
+
+def as_async(messages: AsyncIterable[Any] | Iterable[Any]) -> AsyncIterator[Any]:
+    """Messages that can be awaited, of an asynchronous iterable or of a plain one."""
+    if hasattr(messages, "__aiter__"):
+        return messages.__aiter__()
+    return _Plain(messages)
+
+
+async def aclose_messages(messages: object) -> None:
+    """``close_messages`` for async code, where either kind of generator is closed."""
+    close = getattr(messages, "aclose", None)
+    if close is not None:
+        await close()
+    else:
+        close_messages(messages)
+
+
+class _Plain:
+    """A plain iterable as an asynchronous iterator."""
+
+    __slots__ = ("_messages",)
+
+    def __init__(self, messages: Iterable[Any]) -> None:
+        self._messages = iter(messages)
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return next(self._messages)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+    async def aclose(self) -> None:
+        close_messages(self._messages)
 
 
 async def aclose_begun(context: CallContext) -> None:
@@ -202,10 +324,10 @@ async def _tell_async(hooks: Hooks, request: Request, proceed: Step) -> Response
         if response.messages is None:
             hooks.on_response_message(context, response.message)
     except BaseException as error:
-        hooks.on_end(context, error, CIMultiDict())
+        hooks.on_end(context, _ended_by(context, error), CIMultiDict())
         raise
     if response.messages is None:
-        hooks.on_end(context, None, response.trailers)
+        hooks.on_end(context, _ended_by(context, None), response.trailers)
     else:
         response.messages = _ToldAsync(hooks, context, response.trailers, response.messages)
         context._begun.append(response.messages)
@@ -213,14 +335,9 @@ async def _tell_async(hooks: Hooks, request: Request, proceed: Step) -> Response
 
 
 async def _tell_each_async(hooks: Hooks, context: CallContext, messages: Any) -> AsyncIterator[Any]:
-    if hasattr(messages, "__aiter__"):
-        async for message in messages:
-            _tell_request(hooks, context, message)
-            yield message
-    else:
-        for message in messages:
-            _tell_request(hooks, context, message)
-            yield message
+    async for message in as_async(messages):
+        _tell_request(hooks, context, message)
+        yield message
 
 
 class _ToldAsync(_Ending):
@@ -230,7 +347,7 @@ class _ToldAsync(_Ending):
 
     def __init__(self, hooks: Hooks, context: CallContext, trailers: CIMultiDict[str], messages: Any) -> None:
         super().__init__(hooks, context, trailers)
-        self._messages: AsyncIterator[Any] = messages.__aiter__()
+        self._messages = as_async(messages)
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -251,6 +368,4 @@ class _ToldAsync(_Ending):
         try:
             self._leave()
         finally:
-            close = getattr(self._messages, "aclose", None)
-            if close is not None:
-                await close()
+            await aclose_messages(self._messages)

@@ -257,6 +257,7 @@ class AsyncCaller:
         try:
             async with Within(deadline):
                 response = await build_chain(self._procedures.interceptors, innermost, asynchronous=True)(request)
+            return InterceptedStream(context, response, begun, None)
         except BaseException as error:
             for stream in begun:
                 await stream.close()
@@ -265,7 +266,6 @@ class AsyncCaller:
             if not isinstance(failure, ConnectError):
                 raise failure  # noqa: B904  it is the same error
             return InterceptedStream(context, None, begun, failure)
-        return InterceptedStream(context, response, begun, None)
 
     async def _begin_stream(
         self,

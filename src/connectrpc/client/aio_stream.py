@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from connectrpc._aio import timeout
-from connectrpc._core.chain import aclose_begun
+from connectrpc._core.chain import aclose_begun, aclose_messages, as_async
 from connectrpc.client.interception import coded
 from connectrpc.client.outcome import InterceptedOutcome, StreamOutcome
 from connectrpc.errors import ConnectError, ConnectErrorCode
@@ -172,13 +172,13 @@ class InterceptedStream(InterceptedOutcome, AsyncStreamOutput[T]):
         begun: list[AsyncStreamOutput[Any]],
         error: ConnectError | None,
     ) -> None:
-        messages: Any = None if response is None else response.messages
+        messages: Any = () if response is None else response.messages
         self._context = context
         self._response = response
         self._begun = begun
         self._error = error
         self._done = response is None
-        self._messages: Any = None if messages is None else messages.__aiter__()
+        self._messages: AsyncIterator[T] = as_async(messages)
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
@@ -208,6 +208,5 @@ class InterceptedStream(InterceptedOutcome, AsyncStreamOutput[T]):
         self._done = True
         for stream in self._begun:
             await stream.close()
-        if hasattr(self._messages, "aclose"):
-            await self._messages.aclose()
+        await aclose_messages(self._messages)
         await aclose_begun(self._context)

@@ -183,6 +183,8 @@ def _checked_base_url(base_url: str) -> str:
         _ = parts.port
     except ValueError as error:
         raise ValueError(f"base_url {base_url!r} has no valid port") from error
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("base_url has a user: send an authorization header, with extra_headers or an interceptor")
     if any(character.isspace() or not character.isprintable() for character in base_url):
         raise ValueError(f"base_url {base_url!r} has characters that no URL has")
     if parts.query or parts.fragment:

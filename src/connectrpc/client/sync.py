@@ -270,6 +270,7 @@ class SyncCaller:
 
         try:
             response = build_chain(self._procedures.interceptors, innermost, asynchronous=False)(request)
+            return InterceptedStream(context, response, begun, None)
         except Exception as error:
             for stream in begun:
                 stream.close()
@@ -278,7 +279,6 @@ class SyncCaller:
             if not isinstance(failure, ConnectError):
                 raise failure  # noqa: B904  it is the same error
             return InterceptedStream(context, None, begun, failure)
-        return InterceptedStream(context, response, begun, None)
 
     def _begin_stream(
         self,

@@ -6,7 +6,14 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from connectrpc._core.call import messages_of
-from connectrpc._core.chain import aclose_begun, build_chain, close_begun
+from connectrpc._core.chain import (
+    aclose_begun,
+    aclose_messages,
+    as_async,
+    build_chain,
+    close_begun,
+    close_messages,
+)
 from connectrpc.errors import ConnectError
 from connectrpc.interceptors import CallContext, Request, Response
 from connectrpc.request import AsyncClientStream, ClientRequest, ClientStream, ServerResponse, ServerStream
@@ -26,6 +33,8 @@ _CALL = object()
 _ERROR = object()
 """The key under which a context keeps an error that the handler gave, and the metadata that it gave with it. Not on the
 error itself: that may be used for other calls too."""
+
+_NOTHING_GIVEN: tuple[Any, tuple[Any, ...]] = (None, ())
 
 
 def intercepted(
@@ -53,8 +62,9 @@ def _intercepted(method: Method[Any, Any], handler: Handler, interceptors: Seque
             response = chain(request)
         except BaseException as error:
             close_begun(request.context)
-            if isinstance(error, ConnectError):
-                return _error_result(request, error)
+            given_error, metadata = request.context.values.get(_ERROR, _NOTHING_GIVEN)
+            if error is given_error:
+                return ServerResponse(given_error, *metadata)
             raise
         if method.kind.server_streams:
             return ServerStream(_Whole(request, response), response.headers, response.trailers)
@@ -82,8 +92,9 @@ def _intercepted_async(method: Method[Any, Any], handler: Handler, interceptors:
             response = await chain(request)
         except BaseException as error:
             await aclose_begun(request.context)
-            if isinstance(error, ConnectError):
-                return _error_result(request, error)
+            given_error, metadata = request.context.values.get(_ERROR, _NOTHING_GIVEN)
+            if error is given_error:
+                return ServerResponse(given_error, *metadata)
             raise
         if method.kind.server_streams:
             return ServerStream(_WholeAsync(request, response), response.headers, response.trailers)
@@ -113,7 +124,7 @@ def _given(request: Request, stream: Any) -> Any:
     if isinstance(request.messages, stream):
         return request.messages  # nobody has put others in its place
     messages: Any = request.messages
-    return stream(messages.__aiter__() if stream is AsyncClientStream else iter(messages), call)
+    return stream(as_async(messages) if stream is AsyncClientStream else iter(messages), call)
 
 
 def _response(request: Request, result: Any) -> Response:
@@ -124,6 +135,7 @@ def _response(request: Request, result: Any) -> Response:
         if stream is None:
             return Response(messages=messages)
         return Response(messages=messages, headers=stream.headers, trailers=stream.trailers)
+    request.context.timeout.check()  # it would not be sent any more
     if isinstance(result, ServerResponse):
         if result.error is None:
             return Response(result.msg, headers=result.headers, trailers=result.trailers)
@@ -132,13 +144,6 @@ def _response(request: Request, result: Any) -> Response:
     if isinstance(result, ConnectError):
         raise result
     return Response(result)
-
-
-def _error_result(request: Request, error: ConnectError) -> Any:
-    if request.context.method.kind.server_streams:
-        return error
-    given, metadata = request.context.values.get(_ERROR, (None, ()))
-    return ServerResponse(error, *metadata) if given is error else error
 
 
 class _Raising:
@@ -159,9 +164,7 @@ class _Raising:
         return message
 
     def close(self) -> None:
-        close = getattr(self._messages, "close", None)
-        if close is not None:
-            close()
+        close_messages(self._messages)
 
 
 class _Whole:
@@ -184,8 +187,7 @@ class _Whole:
 
     def close(self) -> None:
         try:
-            if hasattr(self._messages, "close"):
-                self._messages.close()
+            close_messages(self._messages)
         finally:
             close_begun(self._request.context)
 
@@ -193,32 +195,22 @@ class _Whole:
 class _RaisingAsync:
     """``_Raising`` for async handlers, which may give plain iterables too."""
 
-    __slots__ = ("_messages", "_plain")
+    __slots__ = ("_messages",)
 
     def __init__(self, messages: Any) -> None:
-        self._plain = not hasattr(messages, "__aiter__")
-        self._messages = iter(messages) if self._plain else messages.__aiter__()
+        self._messages = as_async(messages)
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
     async def __anext__(self) -> Any:
-        if self._plain:
-            try:
-                message = next(self._messages)
-            except StopIteration:
-                raise StopAsyncIteration from None
-        else:
-            message = await self._messages.__anext__()
+        message = await self._messages.__anext__()
         if isinstance(message, ConnectError):
             raise message
         return message
 
     async def aclose(self) -> None:
-        if hasattr(self._messages, "aclose"):
-            await self._messages.aclose()
-        elif hasattr(self._messages, "close"):
-            self._messages.close()
+        await aclose_messages(self._messages)
 
 
 class _WholeAsync:
@@ -232,7 +224,8 @@ class _WholeAsync:
         self._messages: Any = None
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        self._messages = _RaisingAsync(self._response.messages)
+        messages: Any = self._response.messages
+        self._messages = as_async(messages)
         return self
 
     async def __anext__(self) -> Any:
@@ -240,7 +233,6 @@ class _WholeAsync:
 
     async def aclose(self) -> None:
         try:
-            if self._messages is not None:
-                await self._messages.aclose()
+            await aclose_messages(self._messages)
         finally:
             await aclose_begun(self._request.context)
