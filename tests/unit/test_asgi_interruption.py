@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.server import ServerStream
+from connectrpc.server import asgi as asgi_module
 from harness import (
     BIDI,
     CLIENT,
@@ -383,6 +385,44 @@ def test_somebody_elses_cancellation_at_the_same_time(method: Any) -> None:
 
     asyncio.run(main())
     assert handler.log == CANCELLED
+
+
+@EVERY
+def test_a_cancellation_that_was_caught_before_the_call(method: Any) -> None:
+    """By a server or a middleware which did not take it back: the deadline is told from it all the same."""
+    connection = Connection([part(body_of(method))])
+
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(1)
+        await app_of(Handler(method, long))(request_of(method, 50), connection.receive, connection.send)
+
+    asyncio.run(main())
+    assert code_in(connection) == "deadline_exceeded"
+
+
+@EVERY
+def test_a_client_that_takes_nothing_holds_no_call_after_its_deadline(
+    method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asgi_module, "DRAIN_MAX_SECONDS", 0.1)
+
+    class Stuck(Connection):
+        async def send(self, event: Event) -> None:
+            if event["type"] != "http.response.start":
+                await asyncio.sleep(60)
+
+    connection = Stuck([part(body_of(method))])
+
+    async def main() -> None:
+        call = app_of(Handler(method, short))(request_of(method, 50), connection.receive, connection.send)
+        await asyncio.wait_for(call, 10)
+
+    asyncio.run(main())
+    assert not connection.complete
 
 
 @EVERY

@@ -8,6 +8,7 @@ import inspect
 import time
 from typing import TYPE_CHECKING, Any
 
+from connectrpc._aio import timeout
 from connectrpc._core.call import messages_of
 from connectrpc._core.http import Response
 from connectrpc._core.negotiate import negotiate, plain_endpoints
@@ -25,11 +26,11 @@ from connectrpc.server.asgi_request import (
     path_of,
 )
 from connectrpc.server.endpoints import build_endpoints, find_handlers, merge_endpoints
-from connectrpc.server.handlers import coded, failed, last_part, logger
+from connectrpc.server.handlers import DRAIN_MAX_SECONDS, coded, failed, last_part, logger
 from connectrpc.server.implementations import as_lifespan
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
 
     from typing_extensions import Unpack
 
@@ -279,7 +280,7 @@ async def _call(endpoint: Endpoint, call: ServerCall, body: RequestBody, send: S
         except Exception as error:
             response = failed(call, error)
         guard.stop()
-        await _answer(response, body, send)
+        await _taken(call, _answer(response, body, send))
     finally:
         guard.stop()
         body.close()
@@ -301,7 +302,7 @@ async def _stream(endpoint: Endpoint, call: ServerCall, body: RequestBody, send:
         await _close(given, call)
         response = failed(call, error)
         guard.stop()
-        await _answer(response, body, send)
+        await _taken(call, _answer(response, body, send))
         return
     failure: ConnectError | None
     try:
@@ -313,7 +314,10 @@ async def _stream(endpoint: Endpoint, call: ServerCall, body: RequestBody, send:
     finally:
         guard.stop()  # what cleans up is not to be disturbed
         await _close(messages, call)
-    last = last_part(call, failure, stream)
+    await _taken(call, _end_stream(call, last_part(call, failure, stream), body, send))
+
+
+async def _end_stream(call: ServerCall, last: bytes, body: RequestBody, send: Send) -> None:
     if not body.ended:
         await _send_part(last, send, more=True)
         await body.drain()
@@ -356,6 +360,19 @@ async def _send_messages(
         raise guard.reason
     call.deadline.check()
     return None
+
+
+async def _taken(call: ServerCall, sending: Coroutine[Any, Any, None]) -> None:
+    """Send the end of an answer. A client that still does not take it some time after the deadline is left."""
+    left = call.deadline.remaining()
+    if left is None:
+        await sending
+        return
+    try:
+        async with timeout(left + DRAIN_MAX_SECONDS):
+            await sending
+    except asyncio.TimeoutError:
+        raise ClientGoneError from None
 
 
 async def _close(messages: Any, call: ServerCall) -> None:

@@ -43,13 +43,14 @@ class Guard:
         reason: what has ended the call, or None.
     """
 
-    __slots__ = ("_body", "_client_timer", "_deadline", "_deadline_timer", "_stopped", "_task", "reason")
+    __slots__ = ("_body", "_cancelling", "_client_timer", "_deadline", "_deadline_timer", "_stopped", "_task", "reason")
 
     def __init__(self, deadline: Deadline, body: RequestBody) -> None:
         self._deadline = deadline
         self._body = body
         self._stopped = False
         self._task: asyncio.Task[Any] | None = None
+        self._cancelling = 0  # how often others have cancelled the task before, without taking it back
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._client_timer: asyncio.TimerHandle | None = None
         self.reason: ConnectError | None = None
@@ -88,6 +89,9 @@ class Guard:
         """Begin to watch: something is being waited for."""
         if self._task is None:
             self._task = asyncio.current_task()
+            if sys.version_info >= (3, 11):
+                assert self._task is not None
+                self._cancelling = self._task.cancelling()
             loop = asyncio.get_running_loop()
             left = self._deadline.remaining()
             if left is not None:
@@ -119,7 +123,7 @@ class Guard:
         """Take our cancellation of the task back; whether somebody else has cancelled it too."""
         if sys.version_info >= (3, 11):
             assert self._task is not None
-            return self._task.uncancel() > 0
+            return self._task.uncancel() > self._cancelling
         return False
 
 

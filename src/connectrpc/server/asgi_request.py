@@ -27,8 +27,9 @@ _READ_AHEAD_MAX_BYTES = 64 * 1024
 _EVENT_BYTES = 256  # what an event takes beside its body
 
 # On HTTP/2 an answer may overtake its request, whose rest not all servers then take: with its window shut it would stay
-# in the client, which may count it against all calls of the connection. What is on its way is read. But a client whose
-# stream of messages pauses may well be waiting for the answer.
+# in the client, which may count it against all calls of the connection. What is on its way is read. But a client with a
+# stream of messages goes on until it has the answer, or waits for that.
+_OPEN_DRAIN_MAX_SECONDS = 0.2
 _OPEN_DRAIN_IDLE_SECONDS = 0.1
 
 
@@ -294,8 +295,10 @@ class RequestBody:
         """Read what is left, within bounds, and throw it away. Whether the connection can be used further."""
         if self.ended:
             return True
-        drained, until = 0, time.monotonic() + DRAIN_MAX_SECONDS
-        idle = _OPEN_DRAIN_IDLE_SECONDS if self.open and not self.http_1 else DRAIN_IDLE_SECONDS
+        drained, longest, idle = 0, DRAIN_MAX_SECONDS, DRAIN_IDLE_SECONDS
+        if self.open and not self.http_1:
+            longest, idle = _OPEN_DRAIN_MAX_SECONDS, _OPEN_DRAIN_IDLE_SECONDS
+        until = time.monotonic() + longest
         try:
             while drained <= DRAIN_MAX_BYTES and time.monotonic() < until:
                 async with timeout(idle):
