@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -10,13 +11,26 @@ if TYPE_CHECKING:
 
     MessageT = TypeVar("MessageT", bound="Message")
 
-__all__ = ["Codec", "JsonCodec", "ProtoCodec"]
+__all__ = ["Codec", "FieldError", "JsonCodec", "ProtoCodec"]
+
+
+class FieldError(ValueError):
+    """A field of a message does not hold what it should.
+
+    Attributes:
+        field: its name, with those of the messages around it before it. It is told to whoever sent the message.
+    """
+
+    def __init__(self, field: str, text: str) -> None:
+        super().__init__(text)
+        self.field = field
 
 
 class Codec(Protocol):
     """An encoding of messages. Used by many threads at once, so it keeps no state of a call.
 
-    Methods may raise anything: it becomes a coded error of the call, and never reaches the other side as text.
+    Methods may raise anything: it becomes a coded error of the call, and never reaches the other side as text, but for
+    the field of a ``FieldError``.
 
     A codec may also have ``encode_deterministic(message)``, which makes equal bytes of equal messages. Only such codecs
     are used for GET requests, whose URLs are what caches know them by.
@@ -63,6 +77,11 @@ _NOT_OBJECTS = frozenset(
 """The messages that Protobuf's JSON mapping writes as something else than an object."""
 
 
+# How json_format says where it was. The rest of its texts may repeat what was sent.
+_FIELD = re.compile(r"Failed to parse (\w+) field: ")
+_FIELDS = re.compile(rf"(?:{_FIELD.pattern})+")
+
+
 class JsonCodec:
     """Protobuf's JSON mapping.
 
@@ -96,6 +115,7 @@ class JsonCodec:
         self._preserving_proto_field_name = preserving_proto_field_name
         self._descriptor_pool: Any = descriptor_pool
         self._parse = json_format.Parse
+        self._parse_error = json_format.ParseError
         self._to_dict = json_format.MessageToDict
         self._dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
         self._dumps_sorted = json.JSONEncoder(
@@ -122,9 +142,15 @@ class JsonCodec:
         text = data.decode("utf-8")
         if not text.lstrip(" \t\r\n").startswith("{") and message_type.DESCRIPTOR.full_name not in _NOT_OBJECTS:
             raise ValueError("a message is a JSON object")  # json_format takes lists and strings for empty ones
-        return self._parse(
-            text,
-            message_type(),
-            ignore_unknown_fields=self._ignore_unknown_fields,
-            descriptor_pool=self._descriptor_pool,
-        )
+        try:
+            return self._parse(
+                text,
+                message_type(),
+                ignore_unknown_fields=self._ignore_unknown_fields,
+                descriptor_pool=self._descriptor_pool,
+            )
+        except self._parse_error as error:
+            path = _FIELDS.match(str(error))
+            if path is None:
+                raise
+            raise FieldError(".".join(_FIELD.findall(path[0])), str(error)) from error

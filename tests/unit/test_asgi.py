@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import itertools
 import logging
 import sys
 import time
+import traceback
 import types
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +23,7 @@ from connectrpc.method import Method, MethodKind, Service
 from connectrpc.server import (
     AsyncClientStream,
     ClientRequest,
+    InThreads,
     ServerResponse,
     ServerStream,
     asgi_app,
@@ -250,6 +254,16 @@ def test_an_early_end_drains(how: str) -> None:
     answer = connection.answer()
     assert answer.stream()[0] == ["a"]
     assert connection.left == 0
+
+
+def test_over_http_2_a_client_that_goes_on_does_not_hold_its_answer_back() -> None:
+    """Nor does it spend the caller's deadline, which has the answer to wait for."""
+    drip: list[Any] = [item for _ in range(500) for item in (0.01, part(BODY, True))]
+    for handler in (fail(ABORTED), give(reply("a"))):
+        start = time.monotonic()
+        connection = exchange(every(handler), {**request_of(CLIENT), "http_version": "2"}, [*drip, part()])
+        assert connection.complete
+        assert time.monotonic() - start < 2
 
 
 def test_over_http_2_what_is_on_its_way_is_read_and_nobody_waits_for_more() -> None:
@@ -1180,3 +1194,64 @@ def test_concurrent_calls_do_not_mix() -> None:
 def test_frames_may_share_an_event() -> None:
     body = b"".join(frame(ask(str(number)).SerializeToString()) for number in range(1000))
     assert respond(ECHO, BIDI, body).stream()[0] == [str(number) for number in range(1000)]
+
+
+@pytest.mark.parametrize("as_what", ["returned", "raised", "in a ServerResponse", "in a stream"])
+def test_an_error_that_is_given_for_many_calls_keeps_none_of_them(as_what: str) -> None:
+    """Each time an exception is raised it gathers frames, with all that they hold."""
+    error = ConnectError(ConnectErrorCode.PERMISSION_DENIED, "no")
+    kept: list[Any] = []
+
+    class Big(list[int]):
+        pass
+
+    async def handler(request: Any) -> Any:
+        ballast = Big()
+        kept.append(weakref.ref(ballast))
+        if as_what == "raised":
+            raise error
+        return ServerResponse(error) if as_what == "in a ServerResponse" else error
+
+    async def stream(request: Any) -> AsyncIterator[Any]:
+        ballast = Big()
+        kept.append(weakref.ref(ballast))
+        yield error
+
+    method = SERVER if as_what == "in a stream" else UNARY
+    app = every(stream if as_what == "in a stream" else handler)
+    for _ in range(20):
+        assert code_in(respond(app, method)) == "permission_denied"
+    gc.collect()
+    assert sum(ref() is not None for ref in kept) <= 1
+    assert len(traceback.extract_tb(error.__traceback__)) < 10
+
+
+def test_methods_that_are_not_async_are_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    class Blocking:
+        def unary(self, request: Any) -> Any:
+            return reply("a")
+
+        async def client(self, request: Any) -> Any:
+            return reply("a")
+
+        async def server(self, request: Any) -> AsyncIterator[Any]:
+            yield reply("a")
+
+        @functools.wraps(client)
+        def pure(self, request: Any) -> Any:
+            return self.client(request)
+
+        async def bidi(self, request: Any) -> AsyncIterator[Any]:
+            yield reply("a")
+
+    asgi_service(SERVICE, Blocking())
+    (record,) = caplog.records
+    assert "Blocking.unary() is not async" in record.getMessage()
+    caplog.clear()
+    asgi_service(
+        SERVICE,
+        InThreads(
+            types.SimpleNamespace(**{name: Blocking().unary for name in ("unary", "pure", "client", "server", "bidi")})
+        ),
+    )
+    assert not caplog.records

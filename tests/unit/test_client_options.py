@@ -44,7 +44,6 @@ BOTH = pytest.mark.parametrize("make", [make_sync, make_async])
         ("https://h:8443/api/", "https://h:8443/api"),
         ("https://h:8443/api///", "https://h:8443/api"),
         ("http://[::1]:80", "http://[::1]:80"),
-        ("http://user:pass@h", "http://user:pass@h"),
         ("HTTP://h", "HTTP://h"),
     ],
 )
@@ -71,6 +70,8 @@ def test_base_urls(make: Callable[..., Any], given: str, kept: str) -> None:
         "http://h:99999",
         "http://h h",
         "http://h/a b",
+        "http://user:pass@h",  # which not all HTTP clients send
+        "http://user@h",
         "http://h\n",
         "http://[::1",
         " http://h",

@@ -15,7 +15,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.type_pb2 import EnumValue, Field, Option
 from google.protobuf.wrappers_pb2 import BytesValue, Int64Value
 
-from connectrpc.codec import JsonCodec, ProtoCodec
+from connectrpc.codec import FieldError, JsonCodec, ProtoCodec
 from harness import ask
 
 MESSAGES = [
@@ -40,6 +40,27 @@ def test_proto_is_the_wire_format() -> None:
 def test_proto_refuses_what_is_none() -> None:
     with pytest.raises(DecodeError):
         ProtoCodec().decode(b"\xff", EnumValue)
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        ({"name": 1}, "name"),
+        ({"options": [{"name": 5}]}, "options.name"),
+        ({"options": [{"value": {"@type": "Failed to parse secret field: x"}}]}, "options.value"),
+    ],
+)
+def test_the_field_that_is_wrong_in_json(data: object, field: str) -> None:
+    with pytest.raises(FieldError) as caught:
+        JsonCodec().decode(json.dumps(data).encode(), EnumValue)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("data", ["{", "[]", "1", '{"name":', '{"name":"a","name":"b"}'])
+def test_what_is_wrong_with_json_itself_is_no_fields(data: str) -> None:
+    with pytest.raises(Exception) as caught:
+        JsonCodec().decode(data.encode(), EnumValue)
+    assert not isinstance(caught.value, FieldError)
 
 
 def test_proto_deterministic() -> None:

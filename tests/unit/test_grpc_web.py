@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -434,6 +435,9 @@ class Read:
             return
         with pytest.raises(ConnectError) as caught:
             one.response(200, CIMultiDict(headers), body, None)
+        if len(self.texts) > 10:  # where one is wanted, so many are not read to their end
+            assert code_of(caught.value) == "unimplemented"
+            return
         assert caught.value.response_trailers() == self.trailers
         if self.error is None:
             assert code_of(caught.value) == "unimplemented"
@@ -702,6 +706,24 @@ def test_heads_that_are_no_answer(status: int, content_type: str | None, headers
     assert of_unary.value.response_headers()["x-h"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("status", "content_type", "told", "code"),
+    [
+        (404, WEB_PROTO, "5", "not_found"),
+        (503, WEB, "5", "not_found"),
+        (503, WEB_PROTO, "0", "unavailable"),
+        (503, WEB_PROTO, "x", "internal"),
+        (503, "text/html", "5", "unavailable"),
+    ],
+)
+def test_a_status_of_grpc_counts_more_than_that_of_http(status: int, content_type: str, told: str, code: str) -> None:
+    """doc/http-grpc-status-mapping.md: in an answer that is gRPC's."""
+    with pytest.raises(ConnectError) as caught:
+        begin(status, content_type, {"grpc-status": told, "grpc-message": "m", "x-t": "1"})
+    assert code_of(caught.value) == code
+    assert caught.value.response_trailers() == {"x-t": "1"}
+
+
 @pytest.mark.parametrize("content_type", [WEB, WEB_PROTO])
 def test_an_answer_in_another_codec(content_type: str) -> None:
     with pytest.raises(ConnectError) as caught:
@@ -797,3 +819,27 @@ def test_trailers_as_the_harness_reads_them() -> None:
     for wrong in (b"Grpc-Status: 0\r\n", b"grpc-status: 0", b"grpc-status:0\r\n", b": 0\r\n"):
         with pytest.raises(AssertionError):
             trailers_of(wrong)
+
+
+def test_many_messages_where_one_is_wanted_are_not_all_decoded() -> None:
+    """An empty one takes five bytes in an answer, and a hundred times that in memory."""
+    body = frame(b"") * 500_000 + OK
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConnectError, match="more than one"):
+            unary_client().response(200, CIMultiDict({"content-type": WEB_PROTO}), body, None)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+@pytest.mark.parametrize("size", [3, 30_000])
+def test_what_is_quoted_of_a_compression_is_short(size: int) -> None:
+    """It goes into a trailer, whose length is limited."""
+    headers = {"content-type": WEB_PROTO, "grpc-encoding": "\u00e4" * size}
+    endpoints = endpoints_of(types.SimpleNamespace(**MISSING), {})
+    found = negotiate(endpoints, Head(UNARY.path, headers.items()))
+    assert isinstance(found, Response)
+    assert b"unknown compression" in found.body
+    assert len(found.body) < 600

@@ -64,9 +64,18 @@ def test_names_that_are_none(name: str) -> None:
         checked({name: "x"})
 
 
-@pytest.mark.parametrize("value", ["", "v", " ~", "a b", "a\tb", "a,b", '"q"', "=" * 5000])
+@pytest.mark.parametrize("value", ["", "v", "~", "a b", "a\tb", "a,b", '"q"', "=" * 5000])
 def test_values(value: str) -> None:
     assert checked({"x": value}) == [("x", value)]
+
+
+@pytest.mark.parametrize(("given", "sent"), [(" a ", "a"), ("\ta b\t ", "a b"), (" ", "")])
+def test_white_space_around_a_value_is_no_part_of_it(given: str, sent: str) -> None:
+    assert checked({"x": given}) == [("x", sent)]
+
+
+def test_a_trailer_of_grpc_that_belongs_to_handlers() -> None:
+    assert checked({"Grpc-Retry-Pushback-Ms": "500"}) == [("grpc-retry-pushback-ms", "500")]
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\r\nx-injected: 1", "a\0", "\x7f", "\u00e4", "\u20ac", "a\n", "\ud800"])

@@ -55,6 +55,19 @@ def test_codes_there_and_back(code: ConnectErrorCode) -> None:
     assert (error.code, error.message) == (code, "m")
 
 
+def test_lone_surrogates_of_a_peer_become_something_that_can_be_printed() -> None:
+    escaped = r"a\ud800b"
+    detail = f'{{"type":"t{escaped}","value":""}}'
+    wire = f'{{"code":"aborted","message":"{escaped}","details":[{detail}]}}'
+    error = error_from_json(wire.encode(), INFERRED)
+    assert error is not None
+    assert (error.message, error.details[0].type) == ("a?b", "ta?b")
+    end = f'{{"error":{wire},"metadata":{{"x-{escaped}":["{escaped}"]}}}}'
+    error, trailers = end_stream_from_json(end.encode())
+    assert error is not None
+    assert (error.message, dict(trailers)) == ("a?b", {"x-a?b": "a?b"})
+
+
 def test_a_lone_surrogate_in_a_message_is_sent_all_the_same() -> None:
     error = error_from_json(error_to_json(ConnectError(ConnectErrorCode.INTERNAL, "a\ud800b")), INFERRED)
     assert error is not None

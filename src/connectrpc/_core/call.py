@@ -95,7 +95,9 @@ class ServerSettings:
         compression = self.compressions.get(name.lower())
         if compression is None and name.lower() != "identity":
             have = ", ".join((*self.compressions, "identity"))
-            raise ConnectError(ConnectErrorCode.UNIMPLEMENTED, f"unknown compression {name!r}: supported are {have}")
+            raise ConnectError(
+                ConnectErrorCode.UNIMPLEMENTED, f"unknown compression {name[:40]!r}: supported are {have}"
+            )
         return compression
 
 

@@ -184,8 +184,12 @@ class ConnectStreamClientCall(StreamClientCall):
             raise self._told(ConnectError(ConnectErrorCode.INTERNAL, "the stream broke off in the middle of a message"))
         if not self._ended:
             raise self._told(ConnectError(ConnectErrorCode.INTERNAL, "the stream broke off without saying how it went"))
-        if self._error is not None:
-            raise self._told(self._error)
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise self._told(error)
+            finally:
+                del error  # whose traceback has this frame
 
     def metadata(self) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
         return CIMultiDict(() if self._headers is None else self._headers.items()), self._trailers

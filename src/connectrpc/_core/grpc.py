@@ -6,6 +6,7 @@ https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md. How a call ended
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
@@ -111,7 +112,7 @@ class GrpcServerCall(EnvelopeServerCall):
         if self.has_trailers and not head.can_send_trailers:
             raise ConnectError(
                 ConnectErrorCode.UNIMPLEMENTED,
-                "gRPC needs HTTP trailers, which this server cannot send: it serves gRPC-Web and Connect",
+                "gRPC needs HTTP/2 and a server that sends trailers: this connection is for gRPC-Web and Connect",
             )
         self._choose_compression(head.grpc_accept_encoding, head.grpc_encoding)
         timeout = head.grpc_timeout
@@ -228,8 +229,9 @@ class GrpcUnaryClient(UnaryClient):
                 return message, functools.partial(_metadata, headers, trailers)
         call = self._requests.call()
         call.head(status, headers)
-        messages = list(call.feed(body))
-        call.feed_end(trailers)
+        messages = list(itertools.islice(call.feed(body), _MANY))
+        if len(messages) < _MANY:
+            call.feed_end(trailers)
         return call.only(messages), call.metadata
 
     def _plain_message(self, status: int, headers: HeaderView, body: bytes, trailers: HeaderView) -> Any:
@@ -250,6 +252,10 @@ class GrpcUnaryClient(UnaryClient):
             except ConnectError:
                 pass
         return None
+
+
+_MANY = 16
+"""So many messages where there should be one are not read to their end, which may say what went wrong."""
 
 
 class GrpcStreamClient(StreamClient):
@@ -287,9 +293,9 @@ class GrpcClientCall(StreamClientCall):
     def head(self, status: int, headers: HeaderView) -> None:
         self._headers = headers
         settings, requests = self._requests.settings, self._requests
-        if status != 200:
-            raise self._told(ConnectError(ConnectErrorCode.from_http_status(status), f"HTTP status {status}"))
         received, expected = media_type(headers.get("content-type")), requests.content_type
+        if status != 200:
+            raise self._told(_refusal(status, headers if received.startswith(requests.media_type) else None))
         if received != expected and not (received == requests.media_type and settings.codec.name == "proto"):
             code = ConnectErrorCode.INTERNAL if received.startswith("application/grpc") else ConnectErrorCode.UNKNOWN
             raise self._told(ConnectError(code, f"the answer's content-type is {received!r}, not {expected!r}"))
@@ -338,12 +344,12 @@ class GrpcClientCall(StreamClientCall):
         status = None if said is None else said.get(STATUS)
         if status is None:
             raise self._told(ConnectError(ConnectErrorCode.INTERNAL, "the answer ended without saying how it went"))
-        try:
-            error = error_from_status(status.strip(), said.get(MESSAGE) or "", said.get(DETAILS) or "")
-        except ConnectError as malformed:
-            error = malformed
+        error = _error_in(said)
         if error is not None:
-            raise self._told(error)
+            try:
+                raise self._told(error)
+            finally:
+                del error  # whose traceback has this frame
 
     def metadata(self) -> Metadata:
         if self._headers is not None and self._trailers is not None:
@@ -357,6 +363,21 @@ class GrpcClientCall(StreamClientCall):
         """``error``, which can tell the headers and trailers."""
         error._read_metadata = functools.partial(GrpcClientCall.metadata, self)
         return error
+
+
+def _refusal(status: int, headers: HeaderView | None) -> ConnectError:
+    """What another HTTP status than 200 means, with the headers of an answer that is gRPC's all the same."""
+    # doc/http-grpc-status-mapping.md: the status of HTTP counts where there is none of gRPC.
+    told = None if headers is None or headers.get(STATUS) is None else _error_in(headers)
+    return told or ConnectError(ConnectErrorCode.from_http_status(status), f"HTTP status {status}")
+
+
+def _error_in(said: HeaderView) -> ConnectError | None:
+    """The error in trailers that have a status; None when the call went well."""
+    try:
+        return error_from_status((said.get(STATUS) or "").strip(), said.get(MESSAGE) or "", said.get(DETAILS) or "")
+    except ConnectError as malformed:
+        return malformed
 
 
 def _metadata(headers: HeaderView, trailers: HeaderView) -> Metadata:

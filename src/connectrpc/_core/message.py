@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from google.protobuf.message import Message
 
 from connectrpc._core.envelope import LAST_MAX_BYTES
-from connectrpc.codec import ProtoCodec
+from connectrpc.codec import FieldError, ProtoCodec
 from connectrpc.compression import TooLargeError
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
@@ -44,7 +44,7 @@ class MessageReader(Generic[MessageT]):
             ``internal`` when a client reads its server's.
     """
 
-    __slots__ = ("_codec", "_compression", "_decode", "_fault", "_max_bytes")
+    __slots__ = ("_codec", "_compression", "_decode", "_fault", "_max_bytes", "_type")
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class MessageReader(Generic[MessageT]):
         fault: ConnectErrorCode,
     ) -> None:
         self._codec = codec
+        self._type = message_type
         self._decode = _decoder(codec, message_type)
         self._compression = compression
         self._max_bytes = max_bytes
@@ -73,7 +74,7 @@ class MessageReader(Generic[MessageT]):
         try:
             return self._decode(payload)
         except Exception as error:
-            raise undecodable(self._codec, self._fault) from error
+            raise undecodable(self._codec, self._type, self._fault, error) from error
 
     def decompress(self, payload: bytes, max_bytes: int | None = None) -> bytes:
         """What a payload that is marked as compressed holds.
@@ -116,12 +117,14 @@ def decode(codec: Codec, payload: bytes, message_type: type[MessageT], fault: Co
     try:
         return codec.decode(payload, message_type)
     except Exception as error:
-        raise undecodable(codec, fault) from error
+        raise undecodable(codec, message_type, fault, error) from error
 
 
-def undecodable(codec: Codec, fault: ConnectErrorCode) -> ConnectError:
-    """The error of a payload that holds no message."""
-    return ConnectError(fault, f"the message is not valid {codec.name}")
+def undecodable(codec: Codec, message_type: type[Message], fault: ConnectErrorCode, error: Exception) -> ConnectError:
+    """The error of a payload that holds no message, of which a codec said ``error``."""
+    # Anything else that codecs raise may hold anything.
+    where = f", in the field {error.field}" if isinstance(error, FieldError) else ""
+    return ConnectError(fault, f"the message is not valid {codec.name} of {message_type.DESCRIPTOR.full_name}{where}")
 
 
 def decompress(compression: Compression, payload: bytes, max_bytes: int | None, fault: ConnectErrorCode) -> bytes:

@@ -55,7 +55,7 @@ def checked(metadata: HeaderInput) -> HeaderList:
     for given, value in iter_headers(metadata):
         if not isinstance(given, str) or not isinstance(value, str):
             raise TypeError(f"header {given!r}: names and values are strings")
-        name = given.lower()
+        name, value = given.lower(), value.strip(" \t")  # RFC 9110 section 5.5: no part of a value
         if _NAME.fullmatch(name) is None:
             raise ValueError(f"{given!r} is not the name of a header")
         if name in _RESERVED or (name.startswith(_RESERVED_PREFIXES) and name != _FREE):

@@ -81,7 +81,8 @@ class PlainServerMethod(ServerMethod):
         try:
             return self._decode(body, self.method.input)
         except Exception as error:
-            raise undecodable(self.codec, ConnectErrorCode.INVALID_ARGUMENT) from error
+            fault = ConnectErrorCode.INVALID_ARGUMENT
+            raise undecodable(self.codec, self.method.input, fault, error) from error
 
     def write_plain(self, result: object, call: PlainServerCall) -> bytes | Response:
         """The body of a 200 with ``plain_headers`` and ``plain_trailers``, or the answer of the long way.

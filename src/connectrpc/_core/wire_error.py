@@ -92,7 +92,7 @@ def end_stream_from_json(payload: bytes) -> tuple[ConnectError | None, CIMultiDi
         for name, values in metadata.items():
             if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
                 raise malformed
-            trailers.extend((name, value) for value in values)
+            trailers.extend((_text(name), _text(value)) for value in values)
     error = None
     if wire.get("error") is not None:
         error = _error_from_object(wire["error"], ConnectErrorCode.UNKNOWN)
@@ -114,7 +114,7 @@ def _error_from_object(wire: object, inferred: ConnectErrorCode) -> ConnectError
         return None
     name, message = wire.get("code"), wire.get("message")
     code = ConnectErrorCode.from_name(name) if isinstance(name, str) else None
-    error = ConnectError(code or inferred, message if isinstance(message, str) else "")
+    error = ConnectError(code or inferred, _text(message) if isinstance(message, str) else "")
     details = wire.get("details")
     if isinstance(details, list):
         for detail in map(_detail_from_object, details):
@@ -134,4 +134,9 @@ def _detail_from_object(wire: object) -> ConnectErrorDetail | None:
         decoded = base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
     except ValueError:
         return None
-    return ConnectErrorDetail(name, decoded, wire.get("debug"))
+    return ConnectErrorDetail(_text(name), decoded, wire.get("debug"))
+
+
+def _text(value: str) -> str:
+    # JSON can write lone surrogates, which nobody could print or send on.
+    return value if value.isascii() else value.encode("utf-8", "replace").decode()

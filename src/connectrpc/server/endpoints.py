@@ -65,10 +65,23 @@ def find_handlers(service: Service, implementation: object, *, asynchronous: boo
                 raise TypeError(f"{method.python_name}() is async: it runs in no thread")
             if not asynchronous:
                 raise TypeError(f"{method.python_name}() is async: serve it with the asgi function")
+        elif asynchronous and threads is None and _is_plain_method(handler):
+            logger.warning(
+                "%s.%s() is not async: while it runs nothing else does; InThreads is for such implementations",
+                type(implementation).__name__,
+                method.python_name,
+            )
         handlers[method] = (
             handler if threads is None else in_thread(method, handler, threads, asynchronous=asynchronous)
         )
     return handlers
+
+
+def _is_plain_method(handler: object) -> bool:
+    if not inspect.ismethod(handler):
+        return False
+    function = inspect.unwrap(handler.__func__)
+    return not inspect.iscoroutinefunction(function) and not inspect.isasyncgenfunction(function)
 
 
 def build_endpoints(handlers: Handlers, options: ServiceOptions, *, asynchronous: bool) -> dict[str, Endpoint]:

@@ -38,6 +38,7 @@ def coded(call: ServerCall, error: Exception) -> ConnectError:
     without its text, which may hold anything.
     """
     if isinstance(error, ConnectError):
+        error.__traceback__ = None  # one error may be given for many calls, and would keep what all of them had
         return error
     if _is_timeout(error) and call.deadline.expired():
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
