@@ -418,7 +418,9 @@ def test_a_client_that_takes_nothing_holds_no_call_after_its_deadline(
     connection = Stuck([part(body_of(method))])
 
     async def main() -> None:
-        call = app_of(Handler(method, short))(request_of(method, 50), connection.receive, connection.send)
+        call = app_of(Handler(method, lambda request: short()))(
+            request_of(method, 50), connection.receive, connection.send
+        )
         await asyncio.wait_for(call, 10)
 
     asyncio.run(main())

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 import types
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -39,6 +45,7 @@ from harness import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from connectrpc.interceptors import Request, Response
     from harness import Event
 
 ALL = [UNARY, SERVER, CLIENT, BIDI]
@@ -263,6 +270,81 @@ def test_a_wsgi_server_that_closes_early(reads: int) -> None:
     assert answer_of("wsgi", quick, SERVER).stream()[0] == ["x"]
 
 
+@pytest.mark.parametrize("reads", [0, 1, 2, 3])
+def test_a_wsgi_answer_that_nobody_closes(reads: int) -> None:
+    """A test's, say, that reads no further than it needs. Its generator's ``finally`` runs once it is collected."""
+    ended: list[threading.Thread] = []
+
+    def handler(request: Any) -> Any:
+        try:
+            while True:
+                yield reply("a")
+        finally:
+            ended.append(threading.current_thread())
+
+    threads = in_threads(handler, max_threads=1)
+
+    def leave_one_lying_about() -> None:
+        parts: Any = wsgi_service(SERVICE, threads)(environ(SERVER.path, body_of(SERVER), STREAM_PROTO), Starter())
+        messages = iter(parts)
+        for _ in range(reads):
+            next(messages)
+        circle = [parts, messages]
+        circle.append(circle)
+
+    leave_one_lying_about()
+    gc.collect()
+    if reads > 1:
+        wait_for(lambda: ended)
+        assert ended[0] is not threading.current_thread()
+    # The only thread is free again.
+    quick = in_threads(lambda request: [reply("x")])
+    quick._pools = threads._pools
+    assert answer_of("wsgi", quick, SERVER, timeout_ms=5000).stream()[0] == ["x"]
+
+
+@BOTH
+def test_messages_that_an_interceptor_throws_away(kind: str) -> None:
+    """They cannot be seen by whoever serves the call, so nobody closes them."""
+    ended = threading.Event()
+
+    def handler(request: Any) -> Any:
+        try:
+            yield reply("a")
+            yield reply("b")
+        finally:
+            ended.set()
+
+    def intercept(request: Request, proceed: Callable[[Request], Response]) -> Response:
+        response = proceed(request)
+        messages: Any = response.messages
+        response.messages = [next(iter(messages))]
+        return response
+
+    async def intercept_async(request: Request, proceed: Any) -> Response:
+        response: Response = await proceed(request)
+        given: Any = response.messages
+        first = await given.__aiter__().__anext__()
+
+        async def messages() -> Any:
+            yield first
+
+        response.messages = messages()
+        return response
+
+    threads = in_threads(handler, max_threads=1)
+    if kind == "wsgi":
+        app = wsgi_service(SERVICE, threads, interceptors=[intercept])
+        answer = call_wsgi(app, environ(SERVER.path, body_of(SERVER), STREAM_PROTO))
+    else:
+        asgi = asgi_service(SERVICE, threads, interceptors=[intercept_async])
+        answer = call_asgi(asgi, scope(SERVER.path, STREAM_PROTO), body_of(SERVER))
+    assert answer.stream() == (["a"], {})
+    del answer
+    gc.collect()
+    assert ended.wait(PATIENCE)
+
+
 @pytest.mark.parametrize("method", [SERVER, BIDI], ids=lambda method: method.name)
 def test_an_asgi_client_that_leaves(method: Any) -> None:
     """A thread cannot be stopped, but its next message ends it."""
@@ -402,6 +484,162 @@ def test_many_calls_at_a_time(kind: str) -> None:
     for thread in callers:
         thread.join(20)
     assert wrong == []
+
+
+def test_threads_go_with_their_service() -> None:
+    """They are as many as calls ran at a time, no more than that many, and end when nobody can need them."""
+
+    def handlers() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("connectrpc-handler")]
+
+    gc.collect()
+    wait_for(lambda: not handlers())
+    meet = threading.Barrier(3)
+
+    def handler(request: Any) -> Any:
+        if request.msg.name == "meet":
+            meet.wait(PATIENCE)
+        return reply(request.msg.name)
+
+    threads = in_threads(handler, max_threads=30)
+    for _ in range(30):
+        assert answer_of("wsgi", threads, UNARY).message() == reply("a")
+    assert len(handlers()) < 30  # most find one that is free again
+    del threads
+    gc.collect()
+    wait_for(lambda: not handlers())
+
+    threads = in_threads(handler, max_threads=3)
+    answers: list[Answer] = []
+
+    def call(threads: InThreads[Any]) -> None:
+        answers.append(answer_of("wsgi", threads, UNARY, body_of(UNARY, "meet")))
+
+    callers = [threading.Thread(target=call, args=(threads,)) for _ in range(9)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(PATIENCE)
+    assert [answer.message() for answer in answers] == [reply("meet")] * 9
+    assert len(handlers()) == 3
+    del threads, callers, caller
+    gc.collect()
+    wait_for(lambda: not handlers())
+
+
+EXITS = {
+    "an answer that is still referenced": """
+        parts = iter(wsgi_service(SERVICE, threads)(made, Starter()))
+        say(str(len([next(parts), next(parts)])))
+        """,
+    "a loop that is closed under the answer": """
+        loop, connection = begin()
+        loop.close()
+        say("2")
+        """,
+    "a loop that is closed under the handler": """
+        loop, connection = begin(busy=True)
+        loop.close()
+        free.set()
+        assert ended.wait(5)
+        say("2")
+        """,
+    "a loop that is stopped and not closed": """
+        loop, connection = begin()
+        say("2")
+        """,
+    "a loop that is stopped, and the handler goes on": """
+        loop, connection = begin(busy=True)
+        free.set()
+        say("2")
+        """,
+    "a handler that runs past its deadline": """
+        made["HTTP_CONNECT_TIMEOUT_MS"] = "100"
+        parts = iter(wsgi_service(SERVICE, slow)(made, Starter()))
+        assert b"deadline_exceeded" in b"".join(parts)
+        say("2")
+        """,
+}
+EXIT = """
+    import asyncio, atexit, logging, os, sys, threading, time, types
+    from connectrpc.server import InThreads, asgi_service, wsgi_service
+    from harness import SERVER, SERVICE, STREAM_PROTO, Connection, Starter, ask, asked, environ, part, reply, scope
+
+    logging.disable()
+
+
+    def say(text):
+        os.write(1, text.encode() + b"\\n")  # whole lines, from any thread
+
+
+    atexit.register(say, "over")
+    sys.unraisablehook = lambda given: None  # a loop that is closed under its tasks says much
+    waits = False
+    free, begun, ended = threading.Event(), threading.Event(), threading.Event()
+    made = environ(SERVER.path, asked(ask("a")), STREAM_PROTO)
+
+
+    def server(request):
+        try:
+            while True:
+                yield reply("a")
+                if waits:
+                    begun.set()
+                    free.wait(5)
+        finally:
+            ended.set()
+            say("ended")
+
+
+    def server_slow(request):
+        yield reply("a")
+        time.sleep(0.5)
+        say("ended")
+
+
+    def begin(busy=False):
+        global waits
+        waits = busy
+        loop = asyncio.new_event_loop()
+
+        async def on_send(event):
+            if len(connection.sent) > 2 and not busy:
+                begun.set()
+                await asyncio.Event().wait()
+
+        connection = Connection([part(asked(ask("a")))], on_send)
+        app = asgi_service(SERVICE, threads)
+        connection.task = loop.create_task(app(scope(SERVER.path, STREAM_PROTO), connection.receive, connection.send))
+
+        async def until_begun():
+            while not begun.is_set():
+                await asyncio.sleep(0.01)
+
+        loop.run_until_complete(asyncio.wait_for(until_begun(), 5))
+        return loop, connection
+
+
+    threads = InThreads(types.SimpleNamespace(server=server))
+    slow = InThreads(types.SimpleNamespace(server=server_slow))
+    """
+
+
+@pytest.mark.parametrize("name", EXITS)
+def test_a_process_that_ends(name: str) -> None:
+    """It ends, whoever was left waiting, and not before handlers have cleaned up."""
+    script = textwrap.dedent(EXIT) + textwrap.dedent(EXITS[name])
+    places = [str(Path(__file__).parent), *filter(None, sys.path)]
+    process = subprocess.run(
+        [sys.executable, "-c", script],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    *before, last = process.stdout.split()
+    assert (sorted(before), last) == (["2", "ended"], "over")
 
 
 def test_what_makes_no_sense() -> None:

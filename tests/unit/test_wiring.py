@@ -22,8 +22,9 @@ from connectrpc.client.options import Procedures
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.method import Method
 from connectrpc.request import ClientRequest, ClientStream, ServerResponse, ServerStream
+from connectrpc.server import asgi_app, asgi_service, wsgi_app, wsgi_service
 from connectrpc.server.handlers import coded, failed, last_part
-from harness import BIDI, CLIENT, METHODS, PURE, SERVER, UNARY, ask, endpoints_of, head_of, pieces, reply
+from harness import BIDI, CLIENT, METHODS, PURE, SERVER, SERVICE, UNARY, ask, endpoints_of, head_of, pieces, reply
 
 AnyMethod = Method[EnumValue, SourceContext]
 
@@ -410,3 +411,18 @@ def test_answers_without_their_end(method: AnyMethod) -> None:
             wire.read(method, Outcome())
         assert caught.value.code is ConnectErrorCode.INTERNAL
         assert has(caught.value.response_headers(), HEADERS)
+
+
+@pytest.mark.parametrize("wrong", [None, [], object(), "app"])
+def test_one_app_of_what_is_none(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="wsgi_app takes"):
+        wsgi_app(wrong)
+    with pytest.raises(TypeError, match="asgi_app takes"):
+        asgi_app(wrong)
+
+
+def test_one_app_of_the_other_kind() -> None:
+    with pytest.raises(TypeError, match="not ASGIApplication"):
+        wsgi_app(asgi_service(SERVICE, object()))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not WSGIApplication"):
+        asgi_app(wsgi_service(SERVICE, object()))  # type: ignore[arg-type]

@@ -248,8 +248,12 @@ def asgi_app(*services: ASGIApplication) -> ASGIApplication:
     """One app that serves several services.
 
     Raises:
+        TypeError: one of them is something else.
         ValueError: two of them serve the same path.
     """
+    for service in services:
+        if not isinstance(service, ASGIApplication):
+            raise TypeError(f"asgi_app takes what asgi_..._service functions give, not {type(service).__name__}")
     return ASGIApplication(part for service in services for part in service._parts)
 
 

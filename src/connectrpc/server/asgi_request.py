@@ -280,16 +280,17 @@ class RequestBody:
             if self.gone:
                 changed.set()
                 return
+            if not complete:
+                complete = not event.get("more_body", False)
+                ahead.append(event)
+                self._ahead_bytes += _size(event)
+                changed.set()
+                while self._ahead_bytes > _READ_AHEAD_MAX_BYTES:
+                    await self._change()
             if complete:
-                # A server that gives empty events for ever, without waiting, must not take the loop for itself.
+                # All that can come is that the client leaves. Most calls are over before, and one server logs an error
+                # for who stops waiting; another gives empty events for ever, which must not take the loop for itself.
                 await asyncio.sleep(0.05)
-                continue
-            complete = not event.get("more_body", False)
-            ahead.append(event)
-            self._ahead_bytes += _size(event)
-            changed.set()
-            while self._ahead_bytes > _READ_AHEAD_MAX_BYTES:
-                await self._change()
 
     async def drain(self) -> bool:
         """Read what is left, within bounds, and throw it away. Whether the connection can be used further."""

@@ -9,11 +9,13 @@ a slow client slows the handler down.
 
 from __future__ import annotations
 
-import concurrent.futures
+import atexit
 import contextlib
 import contextvars
 import os
+import queue
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from connectrpc._core.call import messages_of
@@ -40,7 +42,8 @@ class InThreads(Generic[ImplementationT]):
 
     Give it to ``asgi_x_service`` to serve a synchronous implementation there, or to ``wsgi_x_service`` to have answers
     go out at the deadline. A handler that is still running then cannot be stopped: it goes on in its thread, and what
-    it gives is thrown away; the next message that it wants or gives ends it.
+    it gives is thrown away; the next message that it wants or gives ends it. So the interpreter waits at its exit for
+    handlers that run, but for none whose call nobody goes on with.
 
     Args:
         implementation: an instance with the methods of the service's synchronous protocol.
@@ -56,16 +59,16 @@ class InThreads(Generic[ImplementationT]):
             raise ValueError(f"max_threads must be at least 1, not {max_threads}")
         self.implementation = implementation
         self._max_threads = max_threads
-        self._pools: dict[int, concurrent.futures.ThreadPoolExecutor] = {}  # by process
+        self._pools: dict[int, _Pool] = {}  # by process
 
-    def submit(self, work: Callable[[], None]) -> concurrent.futures.Future[None]:
+    def submit(self, work: _Work) -> None:
         """For the runtime: have ``work`` done in a thread, in a copy of the caller's context."""
         # Made as late as can be, and anew in a child process: threads do not come along.
         pool = self._pools.get(os.getpid())
         if pool is None:
-            pool = concurrent.futures.ThreadPoolExecutor(self._max_threads, "connectrpc-handler")
-            pool = self._pools.setdefault(os.getpid(), pool)
-        return pool.submit(contextvars.copy_context().run, work)
+            pool = self._pools.setdefault(os.getpid(), _Pool(self._max_threads))
+            weakref.finalize(self, pool.end).atexit = False  # that is for _end_all
+        pool.submit(work)
 
     def __repr__(self) -> str:
         return f"<InThreads {self.implementation!r}>"
@@ -76,6 +79,98 @@ def in_thread(method: Method[Any, Any], handler: Handler, threads: InThreads[Any
     if asynchronous:
         return lambda given: _AwaitedWork(method, handler, given).run(threads)
     return lambda given: _BlockingWork(method, handler, given).run(threads)
+
+
+_pools: weakref.WeakSet[_Pool] = weakref.WeakSet()
+
+
+def _end_all() -> None:
+    """At the interpreter's exit: nobody goes on with a call any more, but handlers that run are waited for."""
+    pools = [pool for pool in _pools if pool.process == os.getpid()]
+    for pool in pools:
+        pool.leave()
+    for pool in pools:
+        pool.join()
+
+
+class _Pool:
+    """Threads that handlers run in, at most so many.
+
+    No executor's: the interpreter waits for those before it runs anything of ours, and one that waits for its turn in
+    a call that was left lying about would never get to know. These are daemons, and are ended by ``_end_all``, when
+    all other threads that may go on with a call are gone.
+    """
+
+    def __init__(self, max_threads: int) -> None:
+        self.process = os.getpid()
+        self._max_threads = max_threads
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._free = 0  # threads that wait for work, less the work that waits for a thread
+        self._queue: queue.SimpleQueue[tuple[contextvars.Context, _Work] | None] = queue.SimpleQueue()
+        self._under_way: set[_Work] = set()
+        self._left = False
+        _pools.add(self)
+        # Moved to the end, which runs first: before what was registered by then, and may be what handlers use.
+        atexit.unregister(_end_all)
+        atexit.register(_end_all)
+
+    def submit(self, work: _Work) -> None:
+        """Have it done as soon as a thread is free.
+
+        Raises:
+            RuntimeError: there is no thread, and none can be started.
+        """
+        with self._lock:
+            if self._left:
+                raise RuntimeError("the interpreter is about to exit")
+            if self._free > 0 or not self._add_thread():
+                self._free -= 1
+            self._under_way.add(work)
+            self._queue.put((contextvars.copy_context(), work))
+
+    def _add_thread(self) -> bool:
+        if len(self._threads) == self._max_threads:
+            return False
+        name = f"connectrpc-handler_{len(self._threads)}"
+        thread = threading.Thread(target=self._run, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            if not self._threads:
+                raise
+            return False  # one of the others will do it
+        self._threads.append(thread)
+        return True
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            context, work = item
+            # It tells what it raises. What is left is what a log's handler does, which is not to cost us the thread.
+            with contextlib.suppress(Exception):
+                context.run(work.do)
+            self._under_way.discard(work)
+            del item, context, work  # not to be kept until there is something else to do
+            with self._lock:
+                self._free += 1
+        self._queue.put(None)  # for the next thread
+
+    def end(self) -> None:
+        """End the threads when all is done that is to be done. May be called by the garbage collector."""
+        self._queue.put(None)
+
+    def leave(self) -> None:
+        """Nobody goes on with any call."""
+        with self._lock:
+            self._left = True
+        for work in list(self._under_way):
+            work.leave()
+        self.end()
+
+    def join(self) -> None:
+        """Wait for the threads."""
+        for thread in self._threads:
+            thread.join()
 
 
 class _Wanted:
@@ -113,21 +208,24 @@ _END = object()
 class _Work:
     """A handler's work in a thread. What happens there is told by ``_tell``, and waits for its turn."""
 
-    __slots__ = ("_event", "_given", "_handler", "_left", "_method", "_reply", "_task", "_turn")
+    __slots__ = ("_event", "_given", "_handler", "_left", "_method", "_reply", "_turn")
 
     def __init__(self, method: Method[Any, Any], handler: Handler, given: Any) -> None:
         self._method = method
         self._handler = handler
         self._given = given
-        self._turn = threading.Semaphore(0)
+        # As a semaphore, but one that the garbage collector may release wherever it finds a thread.
+        self._turn: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._event: _Wanted | _Gave | _Ended | _Raised = _WANTED
         self._reply: tuple[Any, BaseException | None] = (None, None)
         self._left = False
-        self._task: concurrent.futures.Future[None] | None = None
 
     # In the thread.
 
-    def _work(self) -> None:
+    def do(self) -> None:
+        """All of it, unless the call was over before a thread was free."""
+        if self._left:
+            return
         try:
             self._serve()
         except BaseException as error:
@@ -173,7 +271,7 @@ class _Work:
         """Tell something and wait until it was dealt with; whether the call still goes on."""
         if not self._left:
             self._tell(event)
-            self._turn.acquire()
+            self._turn.get()
         return not self._left
 
     def _tell(self, event: _Wanted | _Gave | _Ended | _Raised) -> None:
@@ -186,18 +284,14 @@ class _Work:
 
     # Where the call is.
 
-    def _begin(self, threads: InThreads[Any]) -> None:
-        self._task = threads.submit(self._work)
+    def go_on(self) -> None:
+        """What was told has been dealt with: it is the thread's turn."""
+        self._turn.put(None)
 
-    def _go_on(self) -> None:
-        self._turn.release()
-
-    def _leave(self) -> None:
-        """The call is over, whatever the thread is doing."""
+    def leave(self) -> None:
+        """The call is over, whatever the thread is doing. May be called by anybody, the garbage collector too."""
         self._left = True
-        if self._task is not None:
-            self._task.cancel()  # it may still wait for a thread
-        self._turn.release()
+        self._turn.put(None)
 
     def _result(self, result: Any, messages: Any) -> Any:
         """What the handler gave, with other messages in the place of its own."""
@@ -213,26 +307,28 @@ class _BlockingWork(_Work):
 
     def run(self, threads: InThreads[Any]) -> Any:
         """What the handler gives."""
-        self._there = threading.Semaphore(0)
+        self._there: queue.SimpleQueue[None] = queue.SimpleQueue()
         source = iter(self._given) if self._method.kind.client_streams else None
-        self._begin(threads)
+        threads.submit(self)
         try:
             event = self._next(source)
             assert isinstance(event, _Gave)
         except BaseException:
-            self._leave()
+            self.leave()
             raise
         if not self._method.kind.server_streams:
             return event.value
         return self._result(event.value, _Messages(self, source))
 
     def _notify(self) -> None:
-        self._there.release()
+        self._there.put(None)
 
     def _next(self, source: Iterator[Any] | None) -> _Gave | _Ended:
         deadline = self._given.timeout
         while True:
-            if not self._there.acquire(timeout=deadline.remaining()):
+            try:
+                self._there.get(timeout=deadline.remaining())
+            except queue.Empty:
                 deadline.check()
                 continue
             event = self._event
@@ -245,7 +341,7 @@ class _BlockingWork(_Work):
                 self._reply = next(source, _END), None
             except Exception as error:
                 self._reply = None, error
-            self._go_on()
+            self.go_on()
 
 
 class _Messages:
@@ -261,14 +357,17 @@ class _Messages:
         return self
 
     def __next__(self) -> Any:
-        self._work._go_on()
+        self._work.go_on()
         event = self._work._next(self._source)
         if isinstance(event, _Ended):
             raise StopIteration
         return event.value
 
     def close(self) -> None:
-        self._work._leave()
+        self._work.leave()
+
+    def __del__(self) -> None:
+        self.close()  # forgotten: without it the thread would wait for its turn for ever
 
 
 class _AwaitedWork(_Work):
@@ -283,20 +382,22 @@ class _AwaitedWork(_Work):
         self._loop = asyncio.get_running_loop()
         self._there = asyncio.Event()
         source = self._given.__aiter__() if self._method.kind.client_streams else None
-        self._begin(threads)
+        threads.submit(self)
         try:
             event = await self._next(source)
             assert isinstance(event, _Gave)
         except BaseException:
-            self._leave()
+            self.leave()
             raise
         if not self._method.kind.server_streams:
             return event.value
         return self._result(event.value, _AwaitedMessages(self, source))
 
     def _notify(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the call is over
+        try:
             self._loop.call_soon_threadsafe(self._there.set)
+        except RuntimeError:  # the loop is closed, and with it the call is over
+            self.leave()
 
     async def _next(self, source: AsyncIterator[Any] | None) -> _Gave | _Ended:
         while True:
@@ -314,7 +415,7 @@ class _AwaitedWork(_Work):
                 self._reply = _END, None
             except Exception as error:
                 self._reply = None, error
-            self._go_on()
+            self.go_on()
 
 
 class _AwaitedMessages:
@@ -330,11 +431,14 @@ class _AwaitedMessages:
         return self
 
     async def __anext__(self) -> Any:
-        self._work._go_on()
+        self._work.go_on()
         event = await self._work._next(self._source)
         if isinstance(event, _Ended):
             raise StopAsyncIteration
         return event.value
 
     async def aclose(self) -> None:
-        self._work._leave()
+        self._work.leave()
+
+    def __del__(self) -> None:
+        self._work.leave()

@@ -118,8 +118,12 @@ def wsgi_app(*services: WSGIApplication) -> WSGIApplication:
     """One app that serves several services.
 
     Raises:
+        TypeError: one of them is something else.
         ValueError: two of them serve the same path.
     """
+    for service in services:
+        if not isinstance(service, WSGIApplication):
+            raise TypeError(f"wsgi_app takes what wsgi_..._service functions give, not {type(service).__name__}")
     return WSGIApplication(merge_endpoints(service._endpoints for service in services))
 
 
