@@ -9,6 +9,7 @@ import asyncio
 import gc
 import math
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,6 +31,7 @@ from harness import (
     SERVICE,
     STREAM_PROTO,
     UNARY,
+    WEB_PROTO,
     Answer,
     AsyncMemoryResponse,
     AsyncMemoryTransport,
@@ -829,3 +831,52 @@ def test_a_stream_that_is_just_being_closed_is_not_read() -> None:
     assert found == [None]
     assert (stream.done(), stream.error()) == (True, None)
     assert transport.responses[0].closed
+
+
+class Requests(list[Any]):
+    """A request, of which one can tell when it is gone."""
+
+
+@pytest.mark.parametrize("protocol", ["connect", "grpc-web"])
+@pytest.mark.parametrize("method", [SERVER, CLIENT, BIDI], ids=lambda method: method.name)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_stream_that_has_failed_keeps_nothing_when_its_error_is_gone(
+    method: Any, protocol: Any, asynchronous: bool
+) -> None:
+    """Without the garbage collector: a request's generator may hold a file, or a lock."""
+    if protocol == "connect":
+        answer = canned(200, STREAM_PROTO, frame(b'{"error":{"code":"aborted"}}', 2))
+    else:
+        answer = canned(200, WEB_PROTO, frame(b"grpc-status: 10\r\n", 128))
+    requests: Any = Requests([ask("a")])
+    gone = weakref.ref(requests)
+    given = requests if method.kind.client_streams else ask("a")
+
+    def blocking(given: Any) -> None:
+        caller = SyncClient("http://h", MemoryTransport(answer), protocol=protocol)._caller
+        with pytest.raises(ConnectError):
+            if method is CLIENT:
+                caller.client_stream(method, given)
+            else:
+                list((caller.bidi_stream if method is BIDI else caller.server_stream)(method, given))
+
+    async def awaited(given: Any) -> None:
+        caller = AsyncClient("http://h", AsyncMemoryTransport(answer), protocol=protocol)._caller
+        with pytest.raises(ConnectError):
+            if method is CLIENT:
+                await caller.client_stream(method, given)
+            else:
+                async for _ in (caller.bidi_stream if method is BIDI else caller.server_stream)(method, given):
+                    pass
+
+    gc.collect()
+    gc.disable()
+    try:
+        if asynchronous:
+            asyncio.run(awaited(given))
+        else:
+            blocking(given)
+        del requests, given
+        assert gone() is None
+    finally:
+        gc.enable()

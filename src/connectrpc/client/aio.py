@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -176,7 +177,7 @@ class AsyncCaller:
             try:
                 call.head(response.status, response.headers)
                 while len(messages) < 2 and (chunk := await response.read_chunk()):
-                    messages.extend(call.feed(chunk))
+                    messages.extend(itertools.islice(call.feed(chunk), 2))
                 if len(messages) < 2:
                     call.feed_end(response.trailers)
             finally:
@@ -323,4 +324,7 @@ async def _raising(call: AsyncStreamCall[T]) -> AsyncGenerator[T, None]:
             yield message
     error = stream.error()
     if error is not None:
-        raise error
+        try:
+            raise error
+        finally:
+            del call, error, stream  # whose traceback has this frame

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from connectrpc._aio import timeout
 from connectrpc._core.chain import aclose_begun, aclose_messages, as_async
 from connectrpc.client.interception import coded
-from connectrpc.client.outcome import InterceptedOutcome, StreamOutcome
+from connectrpc.client.outcome import InterceptedOutcome, StreamOutcome, kept
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.streams import AsyncStreamCall, AsyncStreamOutput
 
@@ -127,7 +127,8 @@ class Stream(StreamOutcome, AsyncStreamOutput[T]):
                     break
                 self._messages = self._call.feed(chunk)
         except ConnectError as error:
-            self._end(error)
+            # A stream that another task has closed has not failed, whatever the library says of its connection.
+            self._end(None if self._done else error)
         except BaseException:
             self._end(None)
             raise
@@ -137,7 +138,7 @@ class Stream(StreamOutcome, AsyncStreamOutput[T]):
 
     def _end(self, error: ConnectError | None) -> None:
         self._done = True
-        self._error = error
+        self._error = kept(error)
         if self._response is not None:
             self._response.close()
 

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from connectrpc.errors import ConnectError
     from connectrpc.interceptors import Response
 
-__all__ = ["InterceptedOutcome", "StreamOutcome"]
+__all__ = ["InterceptedOutcome", "StreamOutcome", "kept"]
+
+
+def kept(error: ConnectError | None) -> ConnectError | None:
+    """An error to be asked for later: without the frames in which it was raised, and all that they hold."""
+    return error if error is None else error.with_traceback(None)
 
 
 class _Outcome(abc.ABC):

@@ -333,4 +333,7 @@ def _raising(begin: Callable[[], StreamOutput[T]]) -> Generator[T, None, None]:
         yield from stream
     error = stream.error()
     if error is not None:
-        raise error
+        try:
+            raise error
+        finally:
+            del begin, error, stream  # whose traceback has this frame

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from connectrpc._core.chain import close_begun
 from connectrpc.client.interception import coded
-from connectrpc.client.outcome import InterceptedOutcome, StreamOutcome
+from connectrpc.client.outcome import InterceptedOutcome, StreamOutcome, kept
 from connectrpc.errors import ConnectError
 from connectrpc.streams import StreamOutput
 
@@ -120,7 +120,7 @@ class Stream(StreamOutcome, StreamOutput[T]):
         with self._lock:
             if self._done:
                 return
-            self._error = error
+            self._error = kept(error)
             self._done = True
         self._response.close()
 
