@@ -275,6 +275,15 @@ def body_drips(peer: Peer) -> None:
         time.sleep(0.02)
 
 
+def says_continue(peer: Peer) -> None:
+    """Without end, so that no read of the client's has to wait."""
+    peer.read()
+    reached.set()
+    with contextlib.suppress(OSError):
+        while not gone.is_set():
+            peer.send(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+
 def takes_nothing(peer: Peer) -> None:
     peer.read_head()
     reached.set()
@@ -330,6 +339,7 @@ STALLS: dict[str, tuple[Callable[[Peer], None], Callable[..., object]]] = {
     "no answer": (silent, unary),
     "no answer to a stream": (silent, server_stream),
     "head drips": (head_drips, unary),
+    "interim answers without end": (says_continue, unary),
     "body drips": (body_drips, unary),
     "upload is not taken": (takes_nothing, upload),
     "upload of a stream is not taken": (takes_nothing, upload_stream),
@@ -946,3 +956,24 @@ def test_many_tasks(wire: Wire) -> None:
             await asyncio.gather(*(one(index) for index in range(150)))
 
     asyncio.run(main())
+
+
+@both
+@pytest.mark.parametrize("status", ["abc", "", "200 OK"])
+def test_a_status_over_http2_that_is_no_number(kind: type[Colour], status: str) -> None:
+    """The call fails, and the next one on the connection does not."""
+    answers = iter([status, "200"])
+
+    def answer(peer: H2Peer) -> None:
+        while (stream := peer.request()) is not None:
+            peer.head(stream, [(":status", next(answers)), ("content-type", "application/proto")], end=True)
+
+    with (
+        h2_server(answer) as server,
+        colour(kind, Wire(server.url, "HTTP/2", {"http1": False, "http2": True})) as client,
+    ):
+        with pytest.raises(ConnectError, match="the connection to the server failed") as raised:
+            client.echo(EchoRequest())
+        assert raised.value.code is Code.UNAVAILABLE
+        assert isinstance(raised.value.__cause__, ValueError)
+        assert not client.echo(EchoRequest()).HasField("request"), "an answer without a body"

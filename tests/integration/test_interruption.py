@@ -632,6 +632,58 @@ def test_streams_that_are_forgotten(gunicorn_gthread: Server) -> None:
         assert settles(lambda: count_sockets() <= before + 2)
 
 
+def leave_in_a_cycle(client: ProbeServiceClient, form: str) -> None:
+    """As in an exception's traceback or a closure: the garbage collector takes it apart, in an order of its own."""
+    stream = getattr(client, form)(CountRequest(up_to=1000, padding=1000))
+    next(stream)
+    cycle = [stream]
+    cycle.append(cycle)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the collector may come to the socket first
+@pytest.mark.parametrize("form", ["call_count", "count"])
+def test_a_stream_that_is_forgotten_in_a_cycle(gunicorn_gthread: Server, form: str) -> None:
+    with ProbeServiceClient(gunicorn_gthread.url) as client:
+        for _ in range(3):
+            leave_in_a_cycle(client, form)
+            gc.collect()
+            assert client.echo(EchoRequest(text="next")).request.text == "next"
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the collector may come to the socket first
+@pytest.mark.parametrize("form", ["call_count", "count"])
+@pytest.mark.parametrize("step", ["_get", "_put"])
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_stream_that_is_collected_while_its_thread_is_in_the_pools_queue(
+    gunicorn_gthread: Server, monkeypatch: pytest.MonkeyPatch, form: str, step: str, blocks: bool
+) -> None:
+    """The queue's lock is held then, and not reentrant."""
+    original = getattr(queue.LifoQueue, step)
+
+    def collecting(*args: Any) -> Any:
+        gc.collect()
+        return original(*args)
+
+    manager = urllib3.PoolManager(maxsize=2, block=blocks)
+    with ProbeServiceClient(gunicorn_gthread.url, manager) as client:
+        client.echo(EchoRequest())
+        gc.disable()
+        try:
+            leave_in_a_cycle(client, form)
+            with monkeypatch.context() as patched:
+                patched.setattr(queue.LifoQueue, step, collecting)
+                background = Background(lambda: client.echo(EchoRequest(text="next")).request.text)
+                assert background.result(10) == "next"
+        finally:
+            gc.enable()
+        if blocks:  # both places of the pool are there again
+            streams = [client.call_count(CountRequest(up_to=1000, padding=1000)) for _ in range(2)]
+            for stream in streams:
+                assert next(stream).number == 1
+                stream.close()
+    manager.clear()
+
+
 class Boom(Exception):  # noqa: N818
     pass
 

@@ -11,7 +11,7 @@ import ssl
 import pytest
 
 from connectrpc.errors import ConnectErrorCode
-from connectrpc.transports._failures import no_connection, reraise, tls_failure
+from connectrpc.transports._failures import no_connection, reraise, stream_reset, tls_failure
 
 
 def chained(*errors: BaseException) -> BaseException:
@@ -24,6 +24,13 @@ def untrusted(code: int, text: str) -> ssl.SSLCertVerificationError:
     error = ssl.SSLCertVerificationError(1, f"certificate verify failed: {text} (_ssl.c:1)")
     error.verify_code, error.verify_message = code, text
     return error
+
+
+class OfAnotherLibrary(ssl.SSLCertVerificationError):
+    """As aiohttp's errors: one of ssl's by its type alone, with that among its arguments."""
+
+    def __init__(self, host: str, error: Exception) -> None:
+        self.args = (host, error)
 
 
 REFUSED = os.strerror(errno.ECONNREFUSED)
@@ -47,6 +54,11 @@ REFUSED = os.strerror(errno.ECONNREFUSED)
         ),
         (ValueError(untrusted(18, "self-signed")), "the server's certificate is not trusted: self-signed"),
         (ssl.SSLError(1, "alert"), "TLS with the server failed: alert"),
+        (
+            OfAnotherLibrary("host-a", untrusted(19, "self-signed")),
+            "the server's certificate is not trusted: self-signed",
+        ),
+        (OfAnotherLibrary("host-a", ssl.SSLError(1, "alert")), "TLS with the server failed: alert"),
     ],
     ids=str,
 )
@@ -74,3 +86,21 @@ def test_an_exception_raised_again_is_as_it_was() -> None:
             reraise(failure)
     assert caught.value is failure
     assert (failure.__cause__, failure.__context__, failure.__suppress_context__) == (cause, context, True)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "name"),
+    [
+        (0, "INTERNAL", "NO_ERROR"),
+        (7, "UNAVAILABLE", "REFUSED_STREAM"),
+        (8, "CANCELED", "CANCEL"),
+        (11, "RESOURCE_EXHAUSTED", "ENHANCE_YOUR_CALM"),
+        (12, "PERMISSION_DENIED", "INADEQUATE_SECURITY"),
+        (13, "UNAVAILABLE", "HTTP_1_1_REQUIRED"),
+        (99, "UNAVAILABLE", "HTTP/2 error 99"),
+    ],
+)
+def test_a_stream_that_was_reset(number: int, code: str, name: str) -> None:
+    found = stream_reset(number)
+    assert found.code is ConnectErrorCode[code]
+    assert found.message == f"the server ended the stream with {name}"

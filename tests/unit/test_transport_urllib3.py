@@ -5,6 +5,8 @@ Where a call has to be woken, one end of a ``socket.socketpair()`` stands for th
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import io
 import socket
 import threading
@@ -286,6 +288,7 @@ def test_failures_before_the_answer(failure: Any, code: str, text: str, stream: 
     [
         (answer(b"cut off", Content_Length="100"), None, "unavailable"),
         (answer(b"3\r\non", Content_Length="", Transfer_Encoding="chunked"), None, "unavailable"),
+        (answer(b"-5\r\nabc\r\n0\r\n\r\n", Content_Length="", Transfer_Encoding="chunked"), None, "unavailable"),
         (answer(b"x", Content_Length="100"), TimeoutError("x"), "deadline_exceeded"),
         (answer(b"x", Content_Length="100"), ConnectionResetError("x"), "unavailable"),
     ],
@@ -422,6 +425,85 @@ def test_the_users_timeouts_are_kept(timeout: Any) -> None:
     bounded = seen[1]
     assert isinstance(bounded, float)
     assert bounded <= min(2.0, without if isinstance(without, int | float) else 2.0)
+
+
+# Threads that come at the same time
+
+
+def at_once(*calls: Callable[[], object]) -> list[object]:
+    """What calls give that begin together, each in a thread of its own."""
+    begin = threading.Barrier(len(calls))
+
+    def run(call: Callable[[], object]) -> object:
+        begin.wait(5)
+        return call()
+
+    with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result(10) for future in [pool.submit(run, call) for call in calls]]
+
+
+class Meeting:
+    """Where two threads would meet if nothing kept them apart."""
+
+    def __init__(self) -> None:
+        self._barrier = threading.Barrier(2)
+
+    def wait(self) -> bool:
+        """Wait a moment for the other. Whether it came, and was here first."""
+        try:
+            return self._barrier.wait(0.2) == 1
+        except threading.BrokenBarrierError:
+            return False
+
+
+def test_clients_that_share_a_pool_and_begin_at_once() -> None:
+    network = Network(OK, OK)
+    meeting, changed = Meeting(), threading.Event()
+
+    class Pool(network.pool_classes["http"]):  # type: ignore[misc]
+        kind = network.pool_classes["http"].ConnectionCls  # type: ignore[attr-defined]
+
+        @property
+        def ConnectionCls(self) -> Any:  # noqa: N802
+            found = self.kind
+            if meeting.wait():
+                changed.wait(5)
+            return found
+
+        @ConnectionCls.setter
+        def ConnectionCls(self, kind: Any) -> None:  # noqa: N802
+            self.kind = kind
+            changed.set()
+
+    network.pool_classes["http"] = Pool
+    manager = network.manager()
+    transports = [Urllib3Transport(manager, "http://host:81/base") for _ in range(2)]
+    calls = [functools.partial(send, transport) for transport in transports]
+    assert [response.read(None) for response in at_once(*calls)] == [b"body", b"body"]  # type: ignore[attr-defined]
+
+
+def test_threads_of_a_forked_process_that_begin_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transport starts over once, and both use the same pool from then on."""
+    from connectrpc.transports import urllib3 as module
+
+    network = Network([OK] * 2, [OK] * 3, [OK] * 3)
+    meeting, copies = Meeting(), []
+
+    class Manager(urllib3.PoolManager):
+        def __copy__(self) -> Manager:
+            meeting.wait()
+            copies.append(self)
+            copied = Manager()
+            copied.pool_classes_by_scheme = network.pool_classes
+            return copied
+
+    manager = Manager()
+    manager.pool_classes_by_scheme = network.pool_classes
+    transport = Urllib3Transport(manager, "http://host:81/base")
+    assert send(transport).read(None) == b"body"
+    monkeypatch.setattr(module, "_generation", module._generation + 1)
+    at_once(lambda: send(transport).read(None), lambda: send(transport).read(None))
+    assert copies == [manager]
 
 
 # What is stopped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import os
+import sys
 import threading
 import time
 
@@ -40,6 +41,16 @@ def test_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConnectError, match="no thread can be started") as caught:
         Waiting(lambda: 1, lambda result: None)
     assert caught.value.code is ConnectErrorCode.RESOURCE_EXHAUSTED
+
+
+def test_no_thread_is_started_as_the_interpreter_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would never run, and starting it waits for that."""
+    monkeypatch.setattr(Helper, "_idle", [])
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    before = threading.active_count()
+    with pytest.raises(ConnectError, match="no thread can be started"):
+        Helper.start_task(lambda: None)
+    assert threading.active_count() == before
 
 
 def test_it_sees_the_context_variables_of_who_waits() -> None:

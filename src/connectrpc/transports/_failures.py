@@ -13,7 +13,7 @@ from connectrpc.errors import ConnectError, ConnectErrorCode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["causes", "no_connection", "reraise", "tls_failure", "unresolved"]
+__all__ = ["causes", "closed_unanswered", "no_connection", "reraise", "stream_reset", "tls_failure", "unresolved"]
 
 
 def reraise(failure: BaseException) -> NoReturn:
@@ -40,14 +40,16 @@ def unresolved() -> ConnectError:
 def tls_failure(error: BaseException) -> ConnectError | None:
     """What it is to the caller that TLS failed; None when it was not TLS, or when the connection was merely closed."""
     for cause in causes(error):
-        for found in (cause, *cause.args):
-            if isinstance(found, ssl.SSLCertVerificationError):
+        # Their arguments first: aiohttp's are errors of ssl by their type, without what these tell, and name the host.
+        for found in (*cause.args, cause):
+            if isinstance(found, ssl.SSLCertVerificationError) and hasattr(found, "verify_code"):
                 other = found.verify_code in _OTHER_HOST
                 reason = "it is for another host" if other else found.verify_message
                 message = f"the server's certificate is not trusted: {reason}"
                 return ConnectError(ConnectErrorCode.UNAVAILABLE, message)
             if isinstance(found, ssl.SSLError) and not isinstance(found, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-                reason = getattr(found, "reason", None) or str(found)
+                named = getattr(found, "reason", None)  # in capitals, such as TLSV13_ALERT_CERTIFICATE_REQUIRED
+                reason = named.replace("_", " ").lower() if named else str(found)
                 return ConnectError(ConnectErrorCode.UNAVAILABLE, f"TLS with the server failed: {reason}")
     return None
 
@@ -69,3 +71,41 @@ def no_connection(error: BaseException) -> ConnectError:
     # Not the library's own text: it may name hosts, and a service that called another may pass the error on.
     reason = "" if number is None else f": {os.strerror(number)}"
     return ConnectError(ConnectErrorCode.UNAVAILABLE, f"no connection to the server can be made{reason}")
+
+
+_STREAM_ERRORS = {
+    0: ("NO_ERROR", ConnectErrorCode.INTERNAL),
+    1: ("PROTOCOL_ERROR", ConnectErrorCode.INTERNAL),
+    2: ("INTERNAL_ERROR", ConnectErrorCode.INTERNAL),
+    3: ("FLOW_CONTROL_ERROR", ConnectErrorCode.INTERNAL),
+    4: ("SETTINGS_TIMEOUT", ConnectErrorCode.INTERNAL),
+    5: ("STREAM_CLOSED", ConnectErrorCode.UNAVAILABLE),
+    6: ("FRAME_SIZE_ERROR", ConnectErrorCode.INTERNAL),
+    7: ("REFUSED_STREAM", ConnectErrorCode.UNAVAILABLE),
+    8: ("CANCEL", ConnectErrorCode.CANCELED),
+    9: ("COMPRESSION_ERROR", ConnectErrorCode.INTERNAL),
+    10: ("CONNECT_ERROR", ConnectErrorCode.INTERNAL),
+    11: ("ENHANCE_YOUR_CALM", ConnectErrorCode.RESOURCE_EXHAUSTED),
+    12: ("INADEQUATE_SECURITY", ConnectErrorCode.PERMISSION_DENIED),
+    13: ("HTTP_1_1_REQUIRED", ConnectErrorCode.UNAVAILABLE),
+}
+"""The error codes of RFC 9113 section 7, and what gRPC over HTTP2, "Errors", makes of them. Where that names none, the
+connection has failed."""
+
+
+def stream_reset(number: int) -> ConnectError:
+    """What it is to the caller that the server ended a stream of HTTP/2 with an error code."""
+    name, code = _STREAM_ERRORS.get(number, (f"HTTP/2 error {number}", ConnectErrorCode.UNAVAILABLE))
+    return ConnectError(code, f"the server ended the stream with {name}")
+
+
+def closed_unanswered() -> ConnectError:
+    """What it is to the caller that the connection was closed before the head of the answer.
+
+    Such a call is not sent again: the server may have closed an idle connection just as the request went out, and then
+    it was never processed, but nothing can tell that from a server which died over it.
+    """
+    return ConnectError(
+        ConnectErrorCode.UNAVAILABLE,
+        "the server closed the connection without an answer, most likely before it saw the request",
+    )

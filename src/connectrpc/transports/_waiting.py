@@ -6,6 +6,7 @@ import contextvars
 import functools
 import os
 import queue
+import sys
 import threading
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
@@ -29,6 +30,8 @@ def start_thread(thread: ThreadT) -> ThreadT:
         ConnectError: ``resource_exhausted``: the system has none to give, or the interpreter is ending.
     """
     try:
+        if sys.is_finalizing():
+            raise RuntimeError("the interpreter is ending")  # start() would wait for the thread for ever
         thread.start()
     except RuntimeError as error:
         raise ConnectError(ConnectErrorCode.RESOURCE_EXHAUSTED, "no thread can be started for the call") from error

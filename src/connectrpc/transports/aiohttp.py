@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.transports._failures import no_connection, tls_failure, unresolved
+from connectrpc.transports._failures import closed_unanswered, no_connection, tls_failure, unresolved
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -43,7 +43,7 @@ class AiohttpTransport:
         self._loop: asyncio.AbstractEventLoop | None = None
         # What may be under way.
         self._bodies: weakref.WeakSet[_Body] = weakref.WeakSet()
-        self._responses: weakref.WeakSet[aiohttp.ClientResponse] = weakref.WeakSet()
+        self._responses: weakref.WeakSet[_Response] = weakref.WeakSet()
         self._timeout: aiohttp.ClientTimeout | None = None
 
     async def send(self, request: HTTPRequest, body: bytes | AsyncIterator[bytes] | None) -> _Response:
@@ -72,12 +72,15 @@ class AiohttpTransport:
         except BaseException as error:
             if large is not None:
                 large.give_up()
-            if isinstance(error, aiohttp.ClientError | asyncio.TimeoutError | OSError):
+            if isinstance(error, _FAILURES):
+                if self._owns_session and self._session is not session:
+                    raise _closed() from error
                 _fail(error, upload, answered=False)
             raise
+        given = _Response(response, upload, large)
         if response.connection is not None:  # its body is still to come
-            self._responses.add(response)
-        return _Response(response, upload, large)
+            self._responses.add(given)
+        return given
 
     def _find_session(self) -> aiohttp.ClientSession:
         loop = asyncio.get_running_loop()
@@ -119,7 +122,7 @@ class AiohttpTransport:
                 for body in list(self._bodies):
                     body.give_up()
                 for response in list(self._responses):
-                    response.close()
+                    response.abandon()
                 await session.close()
 
 
@@ -174,6 +177,14 @@ class _BytesBody(_Body, aiohttp.payload.BytesIOPayload):
     pass
 
 
+_FAILURES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
+
+
+def _closed() -> ConnectError:
+    """What it is to who calls that the client was closed by somebody else meanwhile."""
+    return ConnectError(ConnectErrorCode.CANCELED, "the client was closed")
+
+
 def _fail(error: Exception, upload: _Upload | None, *, answered: bool) -> NoReturn:
     """Raise what a failure of aiohttp's is to the caller, before or after the head of the answer has come."""
     if upload is not None and upload.failure is not None:
@@ -194,12 +205,7 @@ def _coded(error: Exception, *, answered: bool) -> ConnectError:
     if failure is not None:
         return failure
     if isinstance(error, aiohttp.ServerDisconnectedError) or (not answered and isinstance(error, OSError)):
-        # Not sent again: the server may have closed an idle connection just as the request went out, and then it was
-        # never processed, but nothing here can tell that from a server which died over it.
-        return ConnectError(
-            ConnectErrorCode.UNAVAILABLE,
-            "the server closed the connection without an answer, most likely before it saw the request",
-        )
+        return closed_unanswered()
     return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {error}")
 
 
@@ -258,11 +264,12 @@ def _nothing() -> None:
 class _Response:
     """An answer of aiohttp's."""
 
-    __slots__ = ("_large", "_response", "_unwatch", "_upload", "headers", "status")
+    __slots__ = ("__weakref__", "_abandoned", "_large", "_response", "_unwatch", "_upload", "headers", "status")
 
     trailers = None  # the library does not tell
 
     def __init__(self, response: aiohttp.ClientResponse, upload: _Upload | None, large: _Body | None) -> None:
+        self._abandoned = False
         self._large = large
         self._response = response
         self._upload = upload
@@ -286,19 +293,29 @@ class _Response:
                 parts.append(chunk)
                 received += len(chunk)
             return b"".join(parts)
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            _fail(error, self._upload, answered=True)
+        except _FAILURES as error:
+            self._fail(error)
         finally:
             self.close()
 
     async def read_chunk(self) -> bytes:
         try:
             chunk = await self._response.content.readany()
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            _fail(error, self._upload, answered=True)
+        except _FAILURES as error:
+            self._fail(error)
         if not chunk and self._upload is not None and self._upload.failure is not None:
             raise self._upload.failure
         return chunk
+
+    def _fail(self, error: Exception) -> NoReturn:
+        if self._abandoned:
+            raise _closed() from error
+        _fail(error, self._upload, answered=True)
+
+    def abandon(self) -> None:
+        """Fail in the task that reads, if any: the client is closed."""
+        self._abandoned = True
+        self._response.close()
 
     def close(self) -> None:
         if self._large is not None:

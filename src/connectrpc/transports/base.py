@@ -75,7 +75,11 @@ class SyncResponse(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the connection back, or drop it when the body was not read to its end. Safe to call again."""
+        """Give the connection back, or drop it when the body was not read to its end. Safe to call again.
+
+        Never called while another thread reads. But the garbage collector may call it for a stream that was left lying
+        about, in whatever thread and in the midst of anything: it must not wait for a lock that this thread may hold.
+        """
         ...
 
 

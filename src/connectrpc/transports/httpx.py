@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 import httpx
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.transports._failures import causes, no_connection, reraise, tls_failure
+from connectrpc.transports._background import in_background
+from connectrpc.transports._ending import Ending
+from connectrpc.transports._failures import (
+    causes,
+    closed_unanswered,
+    no_connection,
+    reraise,
+    stream_reset,
+    tls_failure,
+)
 from connectrpc.transports._reading import AsyncChunkedResponse, ChunkedResponse
 from connectrpc.transports._waiting import Helper, Waiting
 
@@ -160,19 +169,23 @@ class _AbandonedError(Exception):
     """Ends the upload of a call that is over: as a failure, lest the server take a part for the whole."""
 
 
-_CALL_FAILURES: tuple[type[Exception], ...] = (_AbandonedError, *_FAILURES)
-
-# gRPC over HTTP2, "Errors". For whatever is not named here, the connection has failed.
-_STREAM_ERRORS = {
-    **dict.fromkeys((0, 1, 2, 3, 4, 6, 9, 10), ConnectErrorCode.INTERNAL),
-    7: ConnectErrorCode.UNAVAILABLE,
-    8: ConnectErrorCode.CANCELED,
-    11: ConnectErrorCode.RESOURCE_EXHAUSTED,
-    12: ConnectErrorCode.PERMISSION_DENIED,
-}
+def _is_failure(error: BaseException) -> bool:
+    """Whether something that was raised is a failure of httpx's own, and not of the user's code that it calls."""
+    if isinstance(error, _FAILURES):
+        return True
+    # The status of an answer over HTTP/2 that is no number.
+    return isinstance(error, ValueError) and _origin(error).partition(".")[0] == "httpcore"
 
 
-def _coded(error: Exception, *, answered: bool) -> ConnectError:
+def _origin(error: BaseException) -> str:
+    """The module that raised it."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", ""))
+
+
+def _coded(error: BaseException, *, answered: bool) -> ConnectError:
     """What a failure of httpx's is to the caller, before or after the head of the answer has come."""
     text = str(error) or type(error).__name__
     if isinstance(error, httpx.PoolTimeout):
@@ -187,9 +200,7 @@ def _coded(error: Exception, *, answered: bool) -> ConnectError:
         for cause in causes(error):
             event: Any = cause.args[0] if cause.args else None
             if hasattr(event, "error_code") and hasattr(event, "stream_id"):
-                number = int(event.error_code or 0)
-                code = _STREAM_ERRORS.get(number, ConnectErrorCode.UNAVAILABLE)
-                return ConnectError(code, f"the server ended the stream with HTTP/2 error {number}")
+                return stream_reset(int(event.error_code or 0))
     failure = tls_failure(error)
     if failure is not None:
         return failure
@@ -197,12 +208,7 @@ def _coded(error: Exception, *, answered: bool) -> ConnectError:
         isinstance(error, httpx.NetworkError)
         or (isinstance(error, httpx.RemoteProtocolError) and str(error).startswith("Server disconnected"))
     ):
-        # Not sent again: the server may have closed an idle connection just as the request went out, and then it was
-        # never processed, but nothing here can tell that from a server which died over it.
-        return ConnectError(
-            ConnectErrorCode.UNAVAILABLE,
-            "the server closed the connection without an answer, most likely before it saw the request",
-        )
+        return closed_unanswered()
     return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {text}")
 
 
@@ -402,6 +408,7 @@ def _tap(stream: Any) -> _Line | None:
     def read(max_bytes: int, timeout: float | None = None) -> bytes:
         call: _Call | None = getattr(_serving, "call", None)
         if call is not None and not call.shared:
+            call.check()  # a server that says something without end, such as 100, lets no read wait
             timeout = call.left()
         return cast("bytes", kind.read(itself(), max_bytes, timeout))
 
@@ -457,7 +464,7 @@ class HttpxTransport(_Transport):
             call.finish()
             if isinstance(error, _UploadFailedError):
                 reraise(error.failure)
-            if isinstance(error, _CALL_FAILURES):
+            if isinstance(error, _AbandonedError) or _is_failure(error):
                 call.fail(error, answered=False)
             raise
         self._shares_connections = response.extensions.get("http_version") == b"HTTP/2"
@@ -532,23 +539,19 @@ class _Upload:
         self._abandoned = True
 
 
-class _Call:
-    """What can end one call: its deadlines, its token, closing its stream."""
+class _Call(Ending):
+    """What can end one call, by shutting its connection down or by leaving the thread that waits."""
 
     __slots__ = (
         "__weakref__",
-        "_cancel",
         "_client",
-        "_deadline",
         "_finished",
         "_line",
-        "_reason",
         "_upload",
         "_url",
         "_wake",
         "begun",
         "left_behind",
-        "opening",
         "shared",
         "stream",
         "timeouts",
@@ -563,14 +566,10 @@ class _Call:
         cancel: CancelToken | None,
         upload: _Upload | None,
     ) -> None:
+        super().__init__(deadline, opening, cancel)
         self._client = client
         self._url = url
-        self._deadline = deadline
-        self.opening = opening
-        """The deadline of what is being done now: the call's own, once its answer has begun."""
-        self._cancel = cancel
         self._upload = upload
-        self._reason: tuple[ConnectErrorCode, str] | None = None
         self._wake: Callable[[], object] | None = None
         self._finished = False
         self._line: _Line | None = None
@@ -582,8 +581,7 @@ class _Call:
         """Whether its connection serves other calls as well."""
         self.stream: _Stream | None = None
         self.timeouts: dict[str, float | None] = {}
-        if cancel is not None:
-            cancel.on_cancel(self, lambda: self.stop("the call was canceled"))
+        self.heed_token()
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
         """What httpcore tells about the request, in the thread that sends it."""
@@ -637,25 +635,11 @@ class _Call:
     def left(self) -> float | None:
         return _earlier(None, self.opening.remaining())
 
-    def reason(self) -> ConnectError | None:
-        """Why the call has to end, or None."""
-        if self._reason is None:
-            if self._deadline.expired():
-                self._reason = _LATE
-            elif self.opening.expired():
-                self._reason = _NOT_OPENED
-        return None if self._reason is None else ConnectError(*self._reason)
-
-    def check(self) -> None:
-        reason = self.reason()
-        if reason is not None:
-            raise reason
-
-    def fail(self, error: Exception, *, answered: bool) -> NoReturn:
+    def fail(self, error: BaseException, *, answered: bool) -> NoReturn:
         """Raise what a failure of httpx's is to the caller."""
         left = self.opening.remaining()
         if left is not None and left < 0.01 and isinstance(error, httpx.TimeoutException):
-            raise ConnectError(*(_LATE if self.opening is self._deadline else _NOT_OPENED)) from error
+            raise self.late() from error
         raise self.reason() or _coded(error, answered=answered) from error
 
     def wait_for(self, begin: Callable[[], T], drop: Callable[[T], object]) -> T:
@@ -675,12 +659,11 @@ class _Call:
             self._wake = None
         return waiting.result()
 
-    def stop(self, message: str) -> None:
-        """End the call, from any thread."""
+    def _stop(self, reason: tuple[ConnectErrorCode, str]) -> None:
         with _owners:
             if self._finished or self._reason is not None:
                 return
-            self._reason = (ConnectErrorCode.CANCELED, message)
+            self._reason = reason
         self._give_up()
         wake = self._wake
         if wake is not None:
@@ -694,20 +677,15 @@ class _Call:
             if not self._finished and self._line is not None and self._line.owner is self:
                 self._line.stop()
         if self.stream is not None:
-            Helper.start_task(self.stream.cancel)  # it may have to wait until it can write
+            with contextlib.suppress(ConnectError):  # without a thread the server is not told
+                Helper.start_task(self.stream.cancel)  # it may have to wait until it can write
 
     def finish(self) -> None:
-        """The call is over: nothing can stop it any more."""
         with _owners:
             self._finished = True
             if self._line is not None and self._line.owner is self and not self._line.stopped:
                 self._line.owner = None
-        if self._cancel is not None:
-            self._cancel.forget(self)
-
-
-_LATE = (ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
-_NOT_OPENED = (ConnectErrorCode.DEADLINE_EXCEEDED, "the stream was not opened in time")
+        super().finish()
 
 
 class _Response(ChunkedResponse):
@@ -758,7 +736,7 @@ class _Response(ChunkedResponse):
         self._call.check()
 
     def interrupt(self) -> None:
-        self._call.stop("the stream was closed")
+        self._call.interrupt()
 
     def close(self) -> None:
         if self._closed:
@@ -772,7 +750,8 @@ class _Response(ChunkedResponse):
         else:
             # The garbage collector closes it while the thread is in the middle of another call, which may hold locks of
             # httpcore's that closing needs.
-            Helper.start_task(self._end)
+            with contextlib.suppress(ConnectError):  # without a thread it is lost to its pool
+                Helper.start_task(self._end)
 
     def _end(self) -> None:
         if self._call.stream is not None and not self._response.is_closed:
@@ -864,12 +843,12 @@ class AsyncHttpxTransport(_Transport):
             response = await self._client.send(native, stream=True, follow_redirects=False)
         except BaseException as error:
             if upload is not None:
-                _in_background(upload.content.aclose())
+                in_background(upload.content.aclose())
             if stream is not None and stream.reset():
-                _in_background(stream.aflush())
+                in_background(stream.aflush())
             if isinstance(error, _UploadFailedError):
                 reraise(error.failure)
-            if isinstance(error, _FAILURES):
+            if _is_failure(error):
                 raise _coded(error, answered=False) from error
             raise
         return _AsyncResponse(response, upload, stream)
@@ -898,22 +877,6 @@ class _AsyncUpload:
                 await self._parts.aclose()
 
 
-_closing: set[asyncio.Task[Any]] = set()
-"""Kept until they are done, as the event loop does not."""
-
-
-def _in_background(work: Coroutine[Any, Any, Any]) -> None:
-    """Do what nobody waits for, and whose failure is of no interest."""
-
-    async def quietly() -> None:
-        with contextlib.suppress(Exception):
-            await work
-
-    task = asyncio.get_running_loop().create_task(quietly())
-    _closing.add(task)
-    task.add_done_callback(_closing.discard)
-
-
 def _finish(work: Coroutine[Any, Any, Any]) -> None:
     """Do at once what only gives way to other tasks, and leave the rest of it to a task of its own.
 
@@ -926,7 +889,7 @@ def _finish(work: Coroutine[Any, Any, Any]) -> None:
         return
     except Exception:
         return  # the connection is lost in any case
-    _in_background(_rest(work, waits_for))
+    in_background(_rest(work, waits_for))
 
 
 @types.coroutine
@@ -981,11 +944,11 @@ class _AsyncResponse(AsyncChunkedResponse):
         if self._response.is_closed:
             return
         if self._stream is not None:
-            _in_background(self._end(self._stream, self._stream.reset()))
+            in_background(self._end(self._stream, self._stream.reset()))
         elif "network_stream" in self._response.extensions and asyncio.current_task() is not None:
             _finish(self._response.aclose())
         else:
-            _in_background(self._response.aclose())
+            in_background(self._response.aclose())
 
     async def _end(self, stream: _Stream, unsent: bool) -> None:
         try:

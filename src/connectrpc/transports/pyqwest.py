@@ -8,7 +8,6 @@ server has refused to begin.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import contextvars
 import functools
@@ -21,7 +20,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import pyqwest
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.transports._failures import no_connection, reraise, unresolved
+from connectrpc.transports._background import in_background
+from connectrpc.transports._ending import Ending
+from connectrpc.transports._failures import no_connection, reraise, stream_reset, unresolved
 from connectrpc.transports._reading import AsyncChunkedResponse, ChunkedResponse
 from connectrpc.transports._waiting import Helper, Waiting
 
@@ -153,28 +154,11 @@ class AsyncPyqwestTransport(_Transport):
 # closed, which is the user's to know as it is.
 _FAILURES = (OSError, pyqwest.ReadError, pyqwest.WriteError, pyqwest.RemoteProtocolError, pyqwest.TooManyRedirects)
 
-# gRPC over HTTP2, "Errors". For whatever is not named here, the connection has failed.
-_STREAM_ERRORS = {
-    pyqwest.StreamErrorCode.NO_ERROR: ConnectErrorCode.INTERNAL,
-    pyqwest.StreamErrorCode.PROTOCOL_ERROR: ConnectErrorCode.INTERNAL,
-    pyqwest.StreamErrorCode.INTERNAL_ERROR: ConnectErrorCode.INTERNAL,
-    pyqwest.StreamErrorCode.FLOW_CONTROL_ERROR: ConnectErrorCode.INTERNAL,
-    pyqwest.StreamErrorCode.SETTINGS_TIMEOUT: ConnectErrorCode.INTERNAL,
-    pyqwest.StreamErrorCode.FRAME_SIZE_ERROR: ConnectErrorCode.INTERNAL,
-    pyqwest.StreamErrorCode.COMPRESSION_ERROR: ConnectErrorCode.INTERNAL,
-    pyqwest.StreamErrorCode.CONNECT_ERROR: ConnectErrorCode.INTERNAL,
-    pyqwest.StreamErrorCode.REFUSED_STREAM: ConnectErrorCode.UNAVAILABLE,
-    pyqwest.StreamErrorCode.CANCEL: ConnectErrorCode.CANCELED,
-    pyqwest.StreamErrorCode.ENHANCE_YOUR_CALM: ConnectErrorCode.RESOURCE_EXHAUSTED,
-    pyqwest.StreamErrorCode.INADEQUATE_SECURITY: ConnectErrorCode.PERMISSION_DENIED,
-}
-
 
 def _coded(error: Exception, *, answered: bool) -> ConnectError:
     """What a failure of pyqwest's is to the caller, before or after the head of the answer has come."""
     if isinstance(error, pyqwest.StreamError):
-        code = _STREAM_ERRORS.get(error.code, ConnectErrorCode.UNAVAILABLE)
-        return ConnectError(code, f"the server ended the stream with {error.code.name}")
+        return stream_reset(int(error.code))
     if isinstance(error, pyqwest.ConnectTimeout):
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
     if isinstance(error, TimeoutError):
@@ -285,39 +269,18 @@ class _Upload:
         self._parts = None
 
 
-class _Call:
-    """What can end one call: its deadlines, its token, closing its stream."""
+class _Call(Ending):
+    """What can end one call, by whatever wakes the thread that waits in it just now."""
 
-    __slots__ = ("_cancel", "_deadline", "_reason", "_wake", "opening", "upload")
+    __slots__ = ("_wake", "upload")
 
     def __init__(
         self, deadline: Deadline, opening: Deadline, cancel: CancelToken | None, upload: _Upload | None
     ) -> None:
-        self._deadline = deadline
-        self.opening = opening
-        """The deadline of what is being done now: the call's own, once its answer has begun."""
-        self._cancel = cancel
+        super().__init__(deadline, opening, cancel)
         self.upload = upload
-        self._reason: tuple[ConnectErrorCode, str] | None = None
         self._wake: Callable[[], object] | None = None
-        if cancel is not None:
-            cancel.on_cancel(self, lambda: self.stop("the call was canceled"))
-
-    def reason(self) -> ConnectError | None:
-        """Why the call has to end, or None."""
-        if self._reason is None:
-            if self._deadline.expired():
-                self._reason = (ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
-            elif self.opening.expired():
-                self._reason = (ConnectErrorCode.DEADLINE_EXCEEDED, "the stream was not opened in time")
-        return None if self._reason is None else ConnectError(*self._reason)
-
-    def check(self) -> None:
-        if self._reason is None and self._deadline.expires_at is None and self.opening.expires_at is None:
-            return  # what it comes to for most calls, at each of their chunks
-        reason = self.reason()
-        if reason is not None:
-            raise reason
+        self.heed_token()
 
     def fail(self, error: Exception, *, answered: bool) -> NoReturn:
         """Raise what a failure of pyqwest's is to the caller."""
@@ -325,10 +288,9 @@ class _Call:
             reraise(self.upload.failure)
         raise self.reason() or _coded(error, answered=answered) from error
 
-    def stop(self, message: str) -> None:
-        """End the call, from any thread."""
+    def _stop(self, reason: tuple[ConnectErrorCode, str]) -> None:
         if self._reason is None:
-            self._reason = (ConnectErrorCode.CANCELED, message)
+            self._reason = reason
         if self.upload is not None:
             self.upload.abandon()
         wake = self._wake
@@ -342,12 +304,10 @@ class _Call:
             wake()  # it was stopped before there was anything to wake
 
     def finish(self) -> None:
-        """The call is over: nothing can stop it any more. By the thread whose call it is."""
         self._wake = None
         if self.upload is not None:
             self.upload.release()
-        if self._cancel is not None:
-            self._cancel.forget(self)
+        super().finish()
 
 
 def _wait_for_head(call: _Call, begin: Callable[[], Any]) -> Any:
@@ -412,7 +372,7 @@ class _Response(ChunkedResponse):
         self._call.check()
 
     def interrupt(self) -> None:
-        self._call.stop("the stream was closed")
+        self._call.interrupt()
 
     def close(self) -> None:
         if self._closed:
@@ -438,10 +398,6 @@ class _AsyncUpload:
         except Exception as error:
             self.failure = error
             raise
-
-
-_closing: set[asyncio.Task[Any]] = set()
-"""Kept until they are done, as the event loop does not."""
 
 
 class _AsyncResponse(AsyncChunkedResponse):
@@ -489,9 +445,7 @@ class _AsyncResponse(AsyncChunkedResponse):
         self._closed = True
         closing = self._opened.__aexit__(None, None, None)
         if not self._ended:
-            task = asyncio.get_running_loop().create_task(closing)
-            _closing.add(task)
-            task.add_done_callback(_closing.discard)
+            in_background(closing)
             return
         # There is nothing to wait for.
         with contextlib.suppress(StopIteration):

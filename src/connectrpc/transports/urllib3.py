@@ -15,6 +15,7 @@ import http.client
 import os
 import socket
 import ssl
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, cast
@@ -36,12 +37,13 @@ from urllib3.exceptions import (
 
 from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.transports._failures import no_connection, reraise, tls_failure, unresolved
-from connectrpc.transports._waiting import start_thread
+from connectrpc.transports._ending import LONGEST_WAIT, Ending
+from connectrpc.transports._failures import closed_unanswered, no_connection, reraise, tls_failure, unresolved
+from connectrpc.transports._waiting import Helper, start_thread
 
 if TYPE_CHECKING:
     import queue
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from urllib3.connectionpool import HTTPConnectionPool
 
@@ -55,6 +57,7 @@ __all__ = ["Urllib3Transport"]
 _NO_RETRIES = urllib3.Retry(False, redirect=False)
 
 _CHUNK = 64 * 1024
+_QUEUE_SECONDS = 0.1  # no thread is in a pool's queue for so long, unless it is the one that asks
 _POOL_STEP = 0.05  # how often a call that waits for a connection looks whether it was stopped
 
 
@@ -177,12 +180,15 @@ class Urllib3Transport:
 
     def _find_pool(self, closed: HTTPConnectionPool | None = None) -> HTTPConnectionPool:
         if self._generation != _generation:
-            self._start_over_after_fork()
+            with _changes:
+                if self._generation != _generation:
+                    self._start_over_after_fork()
         pool = self._pool
         if pool is None or pool is closed:
             with self._lock:
                 pool = self._manager.connection_from_url(self._base_url)
-                _adopt(pool)
+                with _changes:
+                    _adopt(pool)
                 self._pool = pool
         return pool
 
@@ -198,7 +204,7 @@ class Urllib3Transport:
         self._manager = manager
         self._owns_manager = True
         self._pool = None
-        self._generation = _generation
+        self._generation = _generation  # last, as who finds it in order goes on without the lock
 
     def close(self) -> None:
         if self._owns_manager and self._generation == _generation:
@@ -273,13 +279,12 @@ def _coded(error: Exception, guard: _Guard | None, *, answered: bool) -> Connect
         and isinstance(error, ProtocolError | SSLError)
         and any(isinstance(arg, ConnectionError | ssl.SSLEOFError | ssl.SSLZeroReturnError) for arg in error.args)
     ):
-        # Not sent again: the server may have closed an idle connection just as the request went out, and then it was
-        # never processed, but nothing here can tell that from a server which died over it.
-        return ConnectError(
-            ConnectErrorCode.UNAVAILABLE,
-            "the server closed the connection without an answer, most likely before it saw the request",
-        )
+        return closed_unanswered()
     return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {error}")
+
+
+_FAILURES = (HTTPError, OSError, ValueError)
+"""What reading an answer raises of urllib3's own. A ValueError comes of a chunk whose size is below zero."""
 
 
 class _UploadFailedError(Exception):
@@ -337,7 +342,7 @@ class _Response:
                 received += len(chunk)
         except BaseException as error:
             self.close()
-            if isinstance(error, HTTPError | OSError):
+            if isinstance(error, _FAILURES):
                 raise _coded(error, self._guard, answered=True) from error
             raise
         self.close()
@@ -351,7 +356,7 @@ class _Response:
             if not chunk:  # the messages of others are checked one by one
                 self.check()
             return chunk
-        except (HTTPError, OSError) as error:
+        except _FAILURES as error:
             raise _coded(error, self._guard, answered=True) from error
 
     def _begin_chunks(self) -> Iterator[bytes]:
@@ -368,21 +373,22 @@ class _Response:
 
     def check(self) -> None:
         if self._guard is not None:
-            reason = self._guard.reason()
-            if reason is not None:
-                raise reason
+            self._guard.check()
 
     def interrupt(self) -> None:
         if self._guard is not None:
-            self._guard.stop(ConnectErrorCode.CANCELED, "the stream was closed")
+            self._guard.interrupt()
 
     def close(self) -> None:
-        if self._guard is not None:
+        response = self._response
+        if self._guard is not None and not sys.is_finalizing():  # threads that are no more may hold locks for good
             self._guard.finish()
         with contextlib.suppress(OSError, HTTPError):
-            if not self._response.closed:
-                self._response.close()
-        self._response.release_conn()  # else a pool that blocks would wait for it for ever
+            if not response.closed:
+                response.close()
+            elif response.connection is not None:
+                response.connection.close()  # the garbage collector has closed parts of it, in an order of its own
+        response.release_conn()  # else a pool that blocks would wait for it for ever
 
 
 _generation = 0
@@ -393,16 +399,20 @@ _calls = threading.local()
 
 _owners = threading.RLock()
 """Held while a connection changes its owner, and while a guard shuts a socket down. So a guard never hits a connection
-that has gone on to another call. Reentrant, as all locks here are: the garbage collector may close a stream that was
+that has gone on to another call. Reentrant, as all locks of ours are: the garbage collector may close a stream that was
 left lying about while the same thread holds one."""
 
 
+_changes = threading.RLock()
+"""Held while a pool, which several transports may have, is adopted, and while a transport starts over after a fork."""
+
+
 def _adopt(pool: HTTPConnectionPool) -> None:
-    """Have the pool's connections tell which call they serve."""
+    """Have the pool's connections tell which call they serve, and take them back whenever they are given back."""
     if issubclass(pool.ConnectionCls, _Owned):
         return
     pool.ConnectionCls = type("Owned" + pool.ConnectionCls.__name__, (_Owned, pool.ConnectionCls), {})
-    get_connection = pool._get_conn
+    get_connection, put_connection = pool._get_conn, pool._put_conn
 
     def get_owned(timeout: float | None = None) -> Any:
         connection = get_connection(timeout)
@@ -411,7 +421,34 @@ def _adopt(pool: HTTPConnectionPool) -> None:
         connection.close()  # it is from before, and cannot tell
         return pool._new_conn()
 
+    def put_in_turn(conn: Any) -> None:
+        queue = pool.pool
+        if queue is None or not queue.mutex.locked() or _is_let_go(queue.mutex):
+            put_connection(conn)
+            return
+        # This very thread is in the queue: the garbage collector has closed a stream that was left lying about, or a
+        # generator of urllib3's that reads one.
+        try:
+            Helper.start_task(functools.partial(_put_back, put_connection, conn))
+        except ConnectError:  # there is no thread, so the pool has room for one connection less from now on
+            if conn is not None:
+                conn.close()
+
     pool._get_conn = get_owned  # type: ignore[method-assign]
+    pool._put_conn = put_in_turn  # type: ignore[method-assign]
+
+
+def _is_let_go(lock: threading.Lock) -> bool:
+    """Whether a lock that is held for moments only is held by another thread, which has let go of it by now."""
+    if not lock.acquire(timeout=_QUEUE_SECONDS):
+        return False
+    lock.release()
+    return True
+
+
+def _put_back(put_connection: Callable[[Any], None], connection: Any) -> None:
+    with contextlib.suppress(HTTPError):  # the pool was closed meanwhile, or is full
+        put_connection(connection)
 
 
 class _Lines:
@@ -499,9 +536,7 @@ class _Owned:
                 # Kept apart: with `Connection: close` the connection lets go of it before the body is read.
                 guard.socket = sock
         if guard is not None:
-            reason = guard.reason()
-            if reason is not None:
-                raise reason
+            guard.check()
         return intact
 
     def _new_conn(self) -> socket.socket:
@@ -541,37 +576,21 @@ class _Owned:
         raise NewConnectionError(connection, f"no connection: {failure}") from failure
 
 
-class _Guard:
-    """What can stop one call from outside: its deadline, its token, closing its stream."""
+class _Guard(Ending):
+    """What can end one call, by shutting its socket down."""
 
-    __slots__ = (
-        "_cancel",
-        "_deadline",
-        "_finished",
-        "_generation",
-        "_reason",
-        "connection",
-        "opening",
-        "socket",
-        "stopped",
-    )
+    __slots__ = ("_finished", "_generation", "connection", "socket", "stopped")
 
     def __init__(self, deadline: Deadline, opening: Deadline, cancel: CancelToken | None) -> None:
-        self._deadline = deadline
-        self.opening = opening
-        """The deadline of what is being done now: the call's own, once its answer has begun."""
-        self._cancel = cancel
-        self._reason: tuple[ConnectErrorCode, str] | None = None
+        super().__init__(deadline, opening, cancel)
         self._finished = False
         self._generation = _generation
         self.connection: _Owned | None = None
         self.socket: socket.socket | None = None
         self.stopped: socket.socket | None = None
-        if cancel is not None:
-            cancel.on_cancel(self, self._canceled)
-            if cancel.canceled:
-                raise ConnectError(ConnectErrorCode.CANCELED, "the call was canceled before it began")
         try:
+            self.heed_token()
+            self.check()
             if deadline.expires_at is not None:
                 _watchdog.watch(self, deadline.expires_at)
             if opening.expires_at is not None and opening is not deadline:
@@ -584,50 +603,36 @@ class _Guard:
     def finished(self) -> bool:
         return self._finished
 
-    def reason(self) -> ConnectError | None:
-        """Why the call was stopped, or None."""
-        expires_at = self.opening.expires_at
-        if self._reason is None and expires_at is not None and time.monotonic() >= expires_at:
-            self.expire()
-        return None if self._reason is None else ConnectError(*self._reason)
-
-    def _canceled(self) -> None:
-        self.stop(ConnectErrorCode.CANCELED, "the call was canceled")
-
     def expire(self) -> None:
-        """Stop the call if its time is up."""
-        if self._deadline.expired():
-            self.stop(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
-        elif self.opening.expired():
-            self.stop(ConnectErrorCode.DEADLINE_EXCEEDED, "the stream was not opened in time")
-
-    def stop(self, code: ConnectErrorCode, message: str) -> None:
-        """Wake the thread that is blocked in the call, if it is. May be called from any thread."""
+        """Stop the call if its time is up. By the watchdog."""
         with _owners:
-            if self._reason is not None or self._finished:
-                return
-            self._reason = (code, message)
-            # In a child process the socket is the parent's: shutting it down here would end the call there.
-            if self.socket is None or self.connection is None or self._generation != _generation:
-                return
-            if self.connection.owner is self:
-                self.stopped = self.socket
-                with contextlib.suppress(OSError):
-                    # SSLSocket.shutdown would drop the TLS state under the other thread's hands.
-                    socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+            if self._reason is None and not self._finished and self.reason() is not None:
+                self._shut_down()
+
+    def _stop(self, reason: tuple[ConnectErrorCode, str]) -> None:
+        with _owners:
+            if self._reason is None and not self._finished:
+                self._reason = reason
+                self._shut_down()
+
+    def _shut_down(self) -> None:
+        """Wake the thread that is blocked in the call, if it is."""
+        # In a child process the socket is the parent's: shutting it down here would end the call there.
+        if self.socket is None or self.connection is None or self._generation != _generation:
+            return
+        if self.connection.owner is self:
+            self.stopped = self.socket
+            with contextlib.suppress(OSError):
+                # SSLSocket.shutdown would drop the TLS state under the other thread's hands.
+                socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
     def finish(self) -> None:
-        """The call is over: nothing can stop it any more."""
         with _owners:
             self._finished = True
             self.socket = self.connection = None
-        if self._cancel is not None:
-            self._cancel.forget(self)
+        super().finish()
         if self._deadline.expires_at is not None:
             _watchdog.forget()
-
-
-_LONGEST_WAIT = 3600.0  # locks have a limit of their own, which is only weeks on some systems
 
 
 class _Watchdog:
@@ -670,7 +675,7 @@ class _Watchdog:
                     continue
                 left = self._heap[0][0] - time.monotonic()
                 if left > 0:
-                    self._changed.wait(min(left, _LONGEST_WAIT))
+                    self._changed.wait(min(left, LONGEST_WAIT))
                     continue
                 guard = heapq.heappop(self._heap)[2]
             guard.expire()
@@ -681,8 +686,9 @@ _watchdog = _Watchdog()
 
 def _start_over_after_fork() -> None:
     # The child has neither the watchdog's thread nor those that may have held the locks.
-    global _generation, _owners, _watchdog
+    global _changes, _generation, _owners, _watchdog
     _generation += 1
+    _changes = threading.RLock()
     _owners = threading.RLock()
     _watchdog = _Watchdog()
 

@@ -7,7 +7,7 @@ import functools
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
-from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.transports._ending import LONGEST_WAIT, Ending
 from connectrpc.transports._reading import ChunkedResponse
 from connectrpc.transports.memory.exchange import Exchange, Wait
 
@@ -19,12 +19,11 @@ if TYPE_CHECKING:
     from connectrpc._core.http import HTTPRequest
     from connectrpc.cancel import CancelToken
     from connectrpc.deadline import Deadline
+    from connectrpc.errors import ConnectErrorCode
 
 __all__ = ["Response", "send", "wait"]
 
 T = TypeVar("T")
-
-_LONGEST_WAIT = 3600.0  # locks have a limit of their own, which is only weeks on some systems
 
 
 def wait(exchange: Exchange, poll: Callable[[], T | Wait], remaining: Callable[[], float | None] | None = None) -> T:
@@ -41,7 +40,7 @@ def wait(exchange: Exchange, poll: Callable[[], T | Wait], remaining: Callable[[
             if not isinstance(result, Wait):
                 return result
             left = None if remaining is None else remaining()
-            exchange.changed.wait(None if left is None else min(left, _LONGEST_WAIT))
+            exchange.changed.wait(None if left is None else min(left, LONGEST_WAIT))
 
 
 def send(
@@ -85,29 +84,15 @@ def _upload(parts: Iterator[bytes], exchange: Exchange) -> None:
         exchange.end_request()
 
 
-class _Call:
-    """What can end one call: its deadlines, its token, closing its stream."""
+class _Call(Ending):
+    """What can end one call, by leaving its exchange."""
 
-    __slots__ = ("_cancel", "_deadline", "_reason", "exchange", "opening")
+    __slots__ = ("exchange",)
 
     def __init__(self, exchange: Exchange, deadline: Deadline, opening: Deadline, cancel: CancelToken | None) -> None:
+        super().__init__(deadline, opening, cancel)
         self.exchange = exchange
-        self._deadline = deadline
-        self.opening = opening
-        """The deadline of what is being done now: the call's own, once its answer has begun."""
-        self._cancel = cancel
-        self._reason: tuple[ConnectErrorCode, str] | None = None
-        if cancel is not None:
-            cancel.on_cancel(self, functools.partial(self.stop, "the call was canceled"))
-
-    def check(self) -> None:
-        if self._reason is None:
-            if self._deadline.expired():
-                self._reason = (ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
-            elif self.opening.expired():
-                self._reason = (ConnectErrorCode.DEADLINE_EXCEEDED, "the stream was not opened in time")
-        if self._reason is not None:
-            raise ConnectError(*self._reason)
+        self.heed_token()
 
     def wait(self, poll: Callable[[], T | Wait]) -> T:
         """What ``poll`` gives, unless the call ends before."""
@@ -118,18 +103,15 @@ class _Call:
 
         return wait(self.exchange, checked, self.opening.remaining)
 
-    def stop(self, message: str) -> None:
-        """End the call, from any thread."""
+    def _stop(self, reason: tuple[ConnectErrorCode, str]) -> None:
         with self.exchange.changed:
             if self._reason is None:
-                self._reason = (ConnectErrorCode.CANCELED, message)
+                self._reason = reason
             self.exchange.leave()
 
     def finish(self) -> None:
-        """The call is over: nothing can stop it any more."""
         self.exchange.leave()
-        if self._cancel is not None:
-            self._cancel.forget(self)
+        super().finish()
 
 
 class Response(ChunkedResponse):
@@ -160,7 +142,7 @@ class Response(ChunkedResponse):
 
     def interrupt(self) -> None:
         """Wake a thread that is reading. May be called from any thread."""
-        self._call.stop("the stream was closed")
+        self._call.interrupt()
 
     def close(self) -> None:
         """Leave the app, if its answer was not read to its end. Safe to call again."""
