@@ -247,6 +247,51 @@ def test_fork(plain_server: Server) -> None:
     subprocess.run(command, env=environment, check=True, timeout=25)
 
 
+EXITS = """
+import asyncio, itertools, sys, time
+import pyqwest
+from integration_pb2 import ChatRequest, EchoRequest
+from integration_pb2_connect import AsyncProbeServiceClient, ProbeServiceClient
+
+url, how = sys.argv[1:]
+settings = {"http_version": pyqwest.HTTPVersion.HTTP2, "follow_redirects": False}
+
+
+def requests():
+    for number in itertools.count():
+        yield ChatRequest(text=str(number))
+        time.sleep(0.001)
+
+
+async def call():
+    http_client = pyqwest.Client(pyqwest.HTTPTransport(**settings))
+    async with AsyncProbeServiceClient(url, http_client, protocol="grpc") as client:
+        assert (await client.echo(EchoRequest(text="hi"))).request.text == "hi"
+
+
+if how == "awaited":
+    asyncio.run(call())
+else:
+    http_client = pyqwest.SyncClient(pyqwest.SyncHTTPTransport(**settings))
+    client = ProbeServiceClient(url, http_client, protocol="grpc")
+    answers = client.chat(requests())
+    next(answers)
+    if how == "left":
+        answers.close()
+print("over", flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", ["open", "left", "awaited"])
+def test_a_program_may_end_at_any_time(plain_server: Server, how: str) -> None:
+    """pyqwest's threads abort a process that ends while they come back into Python."""
+    environment = {"PYTHONPATH": ":".join(filter(None, sys.path))}
+    command = [sys.executable, "-c", EXITS, plain_server.url, how]
+    for _ in range(3):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=25, check=False)
+        assert (done.returncode, done.stdout) == (0, "over\n"), done.stderr
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_leaving_early_again_and_again(colour: str, plain_server: Server, version: str) -> None:
     """Streams that nobody reads to the end, a thousand over HTTP/2, leave nothing behind."""

@@ -5,12 +5,22 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from connectrpc.transports.base import AsyncTransport, SyncTransport
+from connectrpc._core.http import HeaderView, HTTPRequest
+from connectrpc.transports.base import AsyncResponse, AsyncTransport, SyncResponse, SyncTransport
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["AsyncTransport", "SyncTransport", "async_transport", "sync_transport"]
+__all__ = [
+    "AsyncResponse",
+    "AsyncTransport",
+    "HTTPRequest",
+    "HeaderView",
+    "SyncResponse",
+    "SyncTransport",
+    "async_transport",
+    "sync_transport",
+]
 
 
 def sync_transport(http_client: object | None, base_url: str, *, connect_timeout: float | None = None) -> SyncTransport:

@@ -8,6 +8,7 @@ server has refused to begin.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import contextvars
 import functools
@@ -15,6 +16,8 @@ import os
 import queue
 import re
 import threading
+import time
+import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import pyqwest
@@ -61,6 +64,30 @@ def _check_process() -> None:
         )
 
 
+_sending: weakref.WeakSet[_Upload] = weakref.WeakSet()
+"""The requests in parts of which pyqwest's threads may ask for more."""
+
+
+@functools.cache  # once for the process
+def _settle_at_exit() -> None:
+    atexit.register(_settle)
+
+
+def _settle() -> None:
+    # A thread of pyqwest's that comes back into Python, for a part of a request or to drop what a call gave it, while
+    # the interpreter is ending, aborts the process.
+    for upload in list(_sending):
+        upload.abandon()
+    ends = time.monotonic() + _SETTLE_MAX_SECONDS
+    while _sending and time.monotonic() < ends:
+        time.sleep(0.001)
+    time.sleep(_SETTLE_SECONDS)
+
+
+_SETTLE_MAX_SECONDS = 0.5
+_SETTLE_SECONDS = 0.01  # most of what aborted was over within one millisecond
+
+
 class _Transport:
     """What both colours have in common."""
 
@@ -69,6 +96,7 @@ class _Transport:
     def __init__(self, client: object) -> None:
         _check_process()
         _watch_forks()
+        _settle_at_exit()
         self._client = cast("Any", client)
 
 
@@ -211,8 +239,16 @@ class _Upload:
         return self
 
     def __next__(self) -> bytes:
+        try:
+            return self._next()
+        except BaseException:
+            _sending.discard(self)
+            raise
+
+    def _next(self) -> bytes:
         parts, self._parts = self._parts, None
         if parts is not None:
+            _sending.add(self)
             try:
                 Helper.start_task(functools.partial(self._read, parts))
             except ConnectError as error:
