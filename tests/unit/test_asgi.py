@@ -19,6 +19,7 @@ from google.protobuf.source_context_pb2 import SourceContext
 from google.protobuf.type_pb2 import EnumValue
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.interceptors import Hooks
 from connectrpc.method import Method, MethodKind, Service
 from connectrpc.server import (
     AsyncClientStream,
@@ -1196,8 +1197,9 @@ def test_frames_may_share_an_event() -> None:
     assert respond(ECHO, BIDI, body).stream()[0] == [str(number) for number in range(1000)]
 
 
+@pytest.mark.parametrize("interceptors", [[], [Hooks()]], ids=len)
 @pytest.mark.parametrize("as_what", ["returned", "raised", "in a ServerResponse", "in a stream"])
-def test_an_error_that_is_given_for_many_calls_keeps_none_of_them(as_what: str) -> None:
+def test_an_error_that_is_given_for_many_calls_keeps_none_of_them(as_what: str, interceptors: list[Any]) -> None:
     """Each time an exception is raised it gathers frames, with all that they hold."""
     error = ConnectError(ConnectErrorCode.PERMISSION_DENIED, "no")
     kept: list[Any] = []
@@ -1218,7 +1220,9 @@ def test_an_error_that_is_given_for_many_calls_keeps_none_of_them(as_what: str) 
         yield error
 
     method = SERVER if as_what == "in a stream" else UNARY
-    app = every(stream if as_what == "in a stream" else handler)
+    one = stream if as_what == "in a stream" else handler
+    implementation = types.SimpleNamespace(**{each.python_name: one for each in METHODS})
+    app = asgi_service(SERVICE, implementation, interceptors=interceptors)
     for _ in range(20):
         assert code_in(respond(app, method)) == "permission_denied"
     gc.collect()

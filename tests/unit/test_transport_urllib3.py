@@ -460,8 +460,10 @@ def test_clients_that_share_a_pool_and_begin_at_once() -> None:
     network = Network(OK, OK)
     meeting, changed = Meeting(), threading.Event()
 
-    class Pool(network.pool_classes["http"]):  # type: ignore[misc]
-        kind = network.pool_classes["http"].ConnectionCls  # type: ignore[attr-defined]
+    base: Any = network.pool_classes["http"]
+
+    class Pool(base):  # type: ignore[misc]
+        kind = base.ConnectionCls
 
         @property
         def ConnectionCls(self) -> Any:  # noqa: N802

@@ -30,12 +30,13 @@ __all__ = [
     "close_begun",
     "close_messages",
     "interceptor_failure",
+    "is_timeout",
 ]
 
 # Timers of event loops may fire a few milliseconds early.
 _EARLY_SECONDS = 0.005
 
-# By their names: asyncio is not imported for the sake of code that blocks, and Python 3.10 has three TimeoutErrors.
+# By their names: asyncio is not imported for the sake of code that blocks.
 _CANCELLATION = ("asyncio.exceptions", "CancelledError")
 _TIMEOUTS = (("asyncio.exceptions", "TimeoutError"), ("concurrent.futures._base", "TimeoutError"))
 
@@ -134,12 +135,16 @@ def _by_deadline(context: CallContext, error: BaseException | None) -> bool:
     left = context.timeout.remaining()
     if left is None or left > _EARLY_SECONDS:
         return False
-    kind = (type(error).__module__, type(error).__name__)
-    if isinstance(error, GeneratorExit) or kind == _CANCELLATION:
+    if isinstance(error, GeneratorExit) or (type(error).__module__, type(error).__name__) == _CANCELLATION:
         return True
     if left or context.is_client:  # a client's caller is given a late result, and a TimeoutError as what it is
         return False
-    return error is None or isinstance(error, TimeoutError) or kind in _TIMEOUTS
+    return error is None or is_timeout(error)
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Whether it is a ``TimeoutError``, of which Python 3.10 has three."""
+    return isinstance(error, TimeoutError) or (type(error).__module__, type(error).__name__) in _TIMEOUTS
 
 
 class _Ending:

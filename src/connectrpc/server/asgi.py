@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from connectrpc._aio import timeout
 from connectrpc._core.call import messages_of
+from connectrpc._core.chain import aclose_messages, as_async
 from connectrpc._core.http import Response
 from connectrpc._core.negotiate import negotiate, plain_endpoints
 from connectrpc._core.plain import PlainServerCall
@@ -299,7 +300,7 @@ async def _stream(endpoint: Endpoint, call: ServerCall, body: RequestBody, send:
             result = await guard.run(result)
         given, headers, stream = messages_of(call.method, result)
         head = call.start(headers)
-        messages = given.__aiter__() if hasattr(given, "__aiter__") else _Plain(given)
+        messages = as_async(given)
     except ClientGoneError:
         raise
     except Exception as error:
@@ -382,32 +383,9 @@ async def _taken(call: ServerCall, sending: Coroutine[Any, Any, None]) -> None:
 async def _close(messages: Any, call: ServerCall) -> None:
     """Let a handler's generator run its ``finally``, whose failure is nobody's but its own."""
     try:
-        if hasattr(messages, "aclose"):
-            await messages.aclose()
-        elif hasattr(messages, "close"):
-            messages.close()
+        await aclose_messages(messages)
     except Exception as error:
         coded(call, error)
-
-
-class _Plain:
-    """A plain iterable as an asynchronous iterator."""
-
-    __slots__ = ("_messages",)
-
-    def __init__(self, messages: Iterable[Any]) -> None:
-        self._messages = iter(messages)
-
-    async def __anext__(self) -> Any:
-        try:
-            return next(self._messages)
-        except StopIteration:
-            raise StopAsyncIteration from None
-
-    def close(self) -> None:
-        close = getattr(self._messages, "close", None)
-        if close is not None:
-            close()
 
 
 def _native(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from connectrpc._core.chain import is_timeout
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
@@ -40,18 +41,10 @@ def coded(call: ServerCall, error: Exception) -> ConnectError:
     if isinstance(error, ConnectError):
         error.__traceback__ = None  # one error may be given for many calls, and would keep what all of them had
         return error
-    if _is_timeout(error) and call.deadline.expired():
+    if is_timeout(error) and call.deadline.expired():
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
     logger.error("%s failed", call.method.path, exc_info=error)
     return ConnectError(ConnectErrorCode.UNKNOWN, "the service failed")
-
-
-def _is_timeout(error: Exception) -> bool:
-    # On Python 3.10 there are three classes of them. asyncio is not imported for the sake of WSGI.
-    kind = type(error)
-    return isinstance(error, TimeoutError) or (
-        kind.__name__ == "TimeoutError" and kind.__module__ in ("asyncio.exceptions", "concurrent.futures._base")
-    )
 
 
 def failed(call: ServerCall, error: Exception) -> Response:

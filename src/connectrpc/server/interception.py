@@ -64,7 +64,7 @@ def _intercepted(method: Method[Any, Any], handler: Handler, interceptors: Seque
             close_begun(request.context)
             given_error, metadata = request.context.values.get(_ERROR, _NOTHING_GIVEN)
             if error is given_error:
-                return ServerResponse(given_error, *metadata)
+                return ServerResponse(given_error.with_traceback(None), *metadata)
             raise
         if method.kind.server_streams:
             return ServerStream(_Whole(request, response), response.headers, response.trailers)
@@ -94,7 +94,7 @@ def _intercepted_async(method: Method[Any, Any], handler: Handler, interceptors:
             await aclose_begun(request.context)
             given_error, metadata = request.context.values.get(_ERROR, _NOTHING_GIVEN)
             if error is given_error:
-                return ServerResponse(given_error, *metadata)
+                return ServerResponse(given_error.with_traceback(None), *metadata)
             raise
         if method.kind.server_streams:
             return ServerStream(_WholeAsync(request, response), response.headers, response.trailers)
