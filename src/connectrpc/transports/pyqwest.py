@@ -74,6 +74,8 @@ def _settle_at_exit() -> None:
 
 
 def _settle() -> None:
+    if _forked:
+        return  # those threads are the parent's
     # A thread of pyqwest's that comes back into Python, for a part of a request or to drop what a call gave it, while
     # the interpreter is ending, aborts the process.
     for upload in list(_sending):
