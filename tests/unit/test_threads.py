@@ -243,10 +243,8 @@ def test_a_stream_that_ends_gives_its_thread_back(kind: str) -> None:
         assert ("error" in found.stream()[1]) is (name != "none")
 
 
-@pytest.mark.parametrize("reads", [0, 1, 2])
-def test_a_wsgi_server_that_closes_early(reads: int) -> None:
-    """As it does when the client has left: the generator's ``finally`` runs, in its thread."""
-    ended: list[threading.Thread] = []
+def endless(ended: list[threading.Thread]) -> InThreads[Any]:
+    """One thread for a stream without an end; ``ended`` is told in which thread its ``finally`` runs."""
 
     def handler(request: Any) -> Any:
         try:
@@ -255,45 +253,19 @@ def test_a_wsgi_server_that_closes_early(reads: int) -> None:
         finally:
             ended.append(threading.current_thread())
 
-    threads = in_threads(handler, max_threads=1)
+    return in_threads(handler, max_threads=1)
+
+
+def begun(threads: InThreads[Any], reads: int) -> tuple[Any, Any]:
+    """The body of a streamed answer, and its iterator, of which so many parts were read."""
     parts: Any = wsgi_service(SERVICE, threads)(environ(SERVER.path, body_of(SERVER), STREAM_PROTO), Starter())
     messages = iter(parts)
     for _ in range(reads):
         next(messages)
-    parts.close()
-    if reads > 1:
-        wait_for(lambda: ended)
-        assert ended[0] is not threading.current_thread()
-    # The only thread is free again.
-    quick = in_threads(lambda request: [reply("x")])
-    quick._pools = threads._pools
-    assert answer_of("wsgi", quick, SERVER).stream()[0] == ["x"]
+    return parts, messages
 
 
-@pytest.mark.parametrize("reads", [0, 1, 2, 3])
-def test_a_wsgi_answer_that_nobody_closes(reads: int) -> None:
-    """A test's, say, that reads no further than it needs. Its generator's ``finally`` runs once it is collected."""
-    ended: list[threading.Thread] = []
-
-    def handler(request: Any) -> Any:
-        try:
-            while True:
-                yield reply("a")
-        finally:
-            ended.append(threading.current_thread())
-
-    threads = in_threads(handler, max_threads=1)
-
-    def leave_one_lying_about() -> None:
-        parts: Any = wsgi_service(SERVICE, threads)(environ(SERVER.path, body_of(SERVER), STREAM_PROTO), Starter())
-        messages = iter(parts)
-        for _ in range(reads):
-            next(messages)
-        circle = [parts, messages]
-        circle.append(circle)
-
-    leave_one_lying_about()
-    gc.collect()
+def check_that_it_is_over(threads: InThreads[Any], ended: list[threading.Thread], reads: int) -> None:
     if reads > 1:
         wait_for(lambda: ended)
         assert ended[0] is not threading.current_thread()
@@ -301,6 +273,31 @@ def test_a_wsgi_answer_that_nobody_closes(reads: int) -> None:
     quick = in_threads(lambda request: [reply("x")])
     quick._pools = threads._pools
     assert answer_of("wsgi", quick, SERVER, timeout_ms=5000).stream()[0] == ["x"]
+
+
+@pytest.mark.parametrize("reads", [0, 1, 2])
+def test_a_wsgi_server_that_closes_early(reads: int) -> None:
+    """As it does when the client has left: the generator's ``finally`` runs, in its thread."""
+    ended: list[threading.Thread] = []
+    threads = endless(ended)
+    parts, _ = begun(threads, reads)
+    parts.close()
+    check_that_it_is_over(threads, ended, reads)
+
+
+@pytest.mark.parametrize("reads", [0, 1, 2, 3])
+def test_a_wsgi_answer_that_nobody_closes(reads: int) -> None:
+    """A test's, say, that reads no further than it needs. Its generator's ``finally`` runs once it is collected."""
+    ended: list[threading.Thread] = []
+    threads = endless(ended)
+
+    def leave_one_lying_about() -> None:
+        circle: list[Any] = [*begun(threads, reads)]
+        circle.append(circle)
+
+    leave_one_lying_about()
+    gc.collect()
+    check_that_it_is_over(threads, ended, reads)
 
 
 @BOTH

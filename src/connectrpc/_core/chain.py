@@ -124,7 +124,7 @@ def _ended_by(context: CallContext, error: BaseException | None) -> BaseExceptio
         context: the call.
         error: what the chain sees; ``GeneratorExit`` where messages are closed before their end.
     """
-    if context.timeout.expires_at is not None and _by_deadline(context, error):
+    if _by_deadline(context, error):
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
     if isinstance(error, GeneratorExit):
         return ConnectError(ConnectErrorCode.CANCELED, "the stream was left before its end")

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from connectrpc._core.chain import close_begun
+from connectrpc._core.chain import close_begun, close_messages
 from connectrpc.client.interception import coded
 from connectrpc.client.outcome import InterceptedOutcome, StreamOutcome, kept
 from connectrpc.errors import ConnectError
@@ -196,7 +196,6 @@ class InterceptedStream(InterceptedOutcome, StreamOutput[T]):
             self._done = True
             # Another thread may be in one of their generators: it has just been woken.
             with contextlib.suppress(ValueError):
-                if hasattr(self._messages, "close"):
-                    self._messages.close()
+                close_messages(self._messages)
             with contextlib.suppress(ValueError):
                 close_begun(self._context)

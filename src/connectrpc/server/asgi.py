@@ -26,7 +26,7 @@ from connectrpc.server.asgi_request import (
     can_send_trailers,
     path_of,
 )
-from connectrpc.server.endpoints import build_endpoints, find_handlers, merge_endpoints
+from connectrpc.server.endpoints import build_endpoints, check_services, find_handlers, merge_endpoints
 from connectrpc.server.handlers import DRAIN_MAX_SECONDS, coded, failed, last_part, logger
 from connectrpc.server.implementations import as_lifespan
 
@@ -252,9 +252,7 @@ def asgi_app(*services: ASGIApplication) -> ASGIApplication:
         TypeError: one of them is something else.
         ValueError: two of them serve the same path.
     """
-    for service in services:
-        if not isinstance(service, ASGIApplication):
-            raise TypeError(f"asgi_app takes what asgi_..._service functions give, not {type(service).__name__}")
+    check_services(services, ASGIApplication, "asgi")
     return ASGIApplication(part for service in services for part in service._parts)
 
 

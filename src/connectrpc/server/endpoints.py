@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Handlers = dict[Method[Any, Any], Callable[[Any], Any]]
 
-__all__ = ["build_endpoints", "find_handlers", "merge_endpoints"]
+__all__ = ["build_endpoints", "check_services", "find_handlers", "merge_endpoints"]
 
 _DEFAULT_READ_MAX_BYTES = 4 * 1024 * 1024
 _DEFAULT_COMPRESS_MIN_BYTES = 1024
@@ -140,6 +140,19 @@ def _find_handler(method: Method[Any, Any], implementation: object) -> Callable[
         if method.python_name in base.__dict__:
             return None if getattr(base, "_is_protocol", False) else handler
     return handler
+
+
+def check_services(services: Iterable[object], kind: type[object], colour: str) -> None:
+    """Check what is to be served as one app.
+
+    Raises:
+        TypeError: one of the services is something else than a ``kind``, which ``colour`` names.
+    """
+    for service in services:
+        if not isinstance(service, kind):
+            raise TypeError(
+                f"{colour}_app takes what {colour}_..._service functions give, not {type(service).__name__}"
+            )
 
 
 def merge_endpoints(parts: Iterable[Mapping[str, Endpoint]]) -> dict[str, Endpoint]:

@@ -19,6 +19,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from connectrpc._core.call import messages_of
+from connectrpc._core.chain import close_messages
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import ClientStream, ServerStream
 from connectrpc.server.handlers import coded
@@ -252,9 +253,7 @@ class _Work:
                     break
                 goes_on = self._ask(_Gave(message))
         finally:
-            close = getattr(messages, "close", None)
-            if close is not None:
-                close()
+            close_messages(messages)
         self._tell(_ENDED)
 
     def _requested(self) -> Iterator[Any]:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from multidict import CIMultiDict
 
 from connectrpc._core.call import messages_of
+from connectrpc._core.chain import close_messages
 from connectrpc._core.http import RequestHead, Response
 from connectrpc._core.negotiate import negotiate, plain_endpoints, plain_response
 from connectrpc._core.plain import PlainServerCall
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import ClientRequest, ClientStream
-from connectrpc.server.endpoints import build_endpoints, find_handlers, merge_endpoints
+from connectrpc.server.endpoints import build_endpoints, check_services, find_handlers, merge_endpoints
 from connectrpc.server.handlers import DRAIN_MAX_BYTES, DRAIN_MAX_SECONDS, coded, failed, last_part, logger
 
 if TYPE_CHECKING:
@@ -121,9 +122,7 @@ def wsgi_app(*services: WSGIApplication) -> WSGIApplication:
         TypeError: one of them is something else.
         ValueError: two of them serve the same path.
     """
-    for service in services:
-        if not isinstance(service, WSGIApplication):
-            raise TypeError(f"wsgi_app takes what wsgi_..._service functions give, not {type(service).__name__}")
+    check_services(services, WSGIApplication, "wsgi")
     return WSGIApplication(merge_endpoints(service._endpoints for service in services))
 
 
@@ -264,12 +263,10 @@ class _StreamedBody:
 
 def _close(messages: object, call: ServerCall) -> None:
     """Let a handler's generator run its ``finally``, whose failure is nobody's but its own."""
-    close = getattr(messages, "close", None)
-    if close is not None:
-        try:
-            close()
-        except Exception as error:
-            coded(call, error)
+    try:
+        close_messages(messages)
+    except Exception as error:
+        coded(call, error)
 
 
 class _Head(RequestHead):
