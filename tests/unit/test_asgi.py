@@ -835,13 +835,13 @@ class Cleaning:
             for message in self._messages:
                 yield message
         finally:
-            await asyncio.sleep(0.04)
+            await asyncio.sleep(0.4)
             self.cleaned = True
 
 
 def test_deadline_during_cleanup() -> None:
     cleaning = Cleaning(reply("a"), ABORTED)
-    answer = respond(every(cleaning), SERVER, headers=[("connect-timeout-ms", "20")])
+    answer = respond(every(cleaning), SERVER, headers=[("connect-timeout-ms", "250")])
     assert answer.stream()[0] == ["a"]
     assert answer.failure() in ("aborted", "deadline_exceeded")
     assert cleaning.cleaned

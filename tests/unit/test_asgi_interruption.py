@@ -637,6 +637,36 @@ def test_leaving_is_seen_behind_what_was_read_ahead(method: Any) -> None:
 
 
 @pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    ("pause", "arrivals"),
+    [
+        pytest.param(0.0, ["a", "b", 0.08, "c", 0.03, "last"], id="it-reads-by-itself"),
+        pytest.param(0.04, ["a", "b", 0.08, "c", 0.03, "last"], id="in-turns"),
+        pytest.param(0.0, [0.08, "last"], id="it-waits-for-who-reads-ahead"),
+    ],
+)
+def test_leaving_is_seen_between_messages(method: Any, pause: float, arrivals: list[str | float]) -> None:
+    """However reading and other waiting have taken turns before."""
+    names: list[str] = []
+    expected = [arrival for arrival in arrivals if isinstance(arrival, str)]
+
+    async def read_then_wait(request: Any) -> None:
+        await asyncio.sleep(0.04)  # by now somebody else reads
+        async for message in request:
+            names.append(message.name)
+            await asyncio.sleep(pause)
+            if message.name == "last":
+                await long()
+
+    handler = Handler(method, read_then_wait)
+    events = [part(asked(ask(arrival)), True) if isinstance(arrival, str) else arrival for arrival in arrivals]
+    connection = run(handler, method, [*events, 0.08, DISCONNECT])
+    assert names == expected
+    assert handler.log == CANCELLED
+    assert not connection.overlapping
+
+
+@pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)
 def test_a_deadline_while_nothing_more_is_read(method: Any) -> None:
     """The reader that is held back does not hold the call back."""
     handler = Handler(method, long)

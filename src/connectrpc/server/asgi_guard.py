@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.server.asgi_request import ClientGoneError
+from connectrpc.server.asgi_request import WATCH_AFTER_SECONDS, ClientGoneError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from connectrpc.server.asgi_request import RequestBody
 
 __all__ = ["Guard"]
-
-# Most handlers that wait do so for a few milliseconds. A timer that is taken back costs a tenth of a task that is.
-_WATCH_CLIENT_AFTER_SECONDS = 0.01
 
 # A caller's own clock ends the call at the deadline too, and servers write the head and the body of an answer one after
 # the other. Of one that sets out at that very moment, the caller may take the head and not wait for the body.
@@ -96,7 +93,7 @@ class Guard:
             left = self._deadline.remaining()
             if left is not None:
                 self._deadline_timer = loop.call_later(left + _EXPIRE_AFTER_SECONDS, self._expire)
-            self._client_timer = loop.call_later(_WATCH_CLIENT_AFTER_SECONDS, self._body.watch, self._leave)
+            self._client_timer = loop.call_later(WATCH_AFTER_SECONDS, self._body.watch, self._leave)
 
     def stop(self) -> None:
         """Watch no longer: what is still to be done is done in any case."""
