@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp.client_proto import ResponseHandler
 from google.protobuf.duration_pb2 import Duration
-from wires import Network, Reply
+from wires import Network, Reply, Sent
 
 from connectrpc import compression
 from connectrpc.client import AsyncClient, SyncClient
@@ -649,6 +649,12 @@ def good_for(method: Any, options: dict[str, Any]) -> Reply:
     return Reply(http(body + end(), STREAM_JSON if as_json else STREAM_PROTO, framing="chunked"))
 
 
+def told_timeout(sent: Sent) -> int:
+    """Milliseconds, which are taken out of the headers; none are 0."""
+    values = [sent.headers.popall(name, ["0"]) for name in ("connect-timeout-ms", "grpc-timeout")]
+    return sum(int(value.removesuffix("m")) for (value,) in values)
+
+
 @pytest.mark.parametrize("call", list(calls()))
 def test_the_same_request(call: Call) -> None:
     sent = []
@@ -661,6 +667,9 @@ def test_the_same_request(call: Call) -> None:
         assert found.complete
         sent.append(found)
     one, other = sent
+    if "interceptors" in call.options:
+        # What the server is told is what they have left of the timeout.
+        assert abs(told_timeout(one) - told_timeout(other)) <= 1000
     assert other.line == one.line
     # aiohttp's own, which says that anything will do, as no header does.
     assert other.headers.popall("accept", ["*/*"]) == ["*/*"]
