@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from connectrpc.headers import HeaderInput
     from connectrpc.interceptors import AsyncInterceptor, Hooks, Interceptor
     from connectrpc.transports import AsyncTransport, SyncTransport
-    from connectrpc.transports.base import HttpxClient, PyqwestClient
+    from connectrpc.transports.base import AsyncHTTPClient, SyncHTTPClient
 
 __all__ = ["AsyncClient", "CancelToken", "ClientOptions", "SyncClient"]
 
@@ -110,7 +110,7 @@ class SyncClient:
     def __init__(
         self,
         base_url: str,
-        http_client: urllib3.PoolManager | HttpxClient | PyqwestClient | SyncTransport | None = None,
+        http_client: urllib3.PoolManager | SyncHTTPClient | SyncTransport | None = None,
         **options: Unpack[ClientOptions],
     ) -> None:
         from connectrpc.client.sync import SyncCaller
@@ -162,7 +162,7 @@ class AsyncClient:
     def __init__(
         self,
         base_url: str,
-        http_client: aiohttp.ClientSession | HttpxClient | PyqwestClient | AsyncTransport | None = None,
+        http_client: aiohttp.ClientSession | AsyncHTTPClient | AsyncTransport | None = None,
         **options: Unpack[ClientOptions],
     ) -> None:
         from connectrpc.client.aio import AsyncCaller

@@ -11,32 +11,25 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from connectrpc._core.http import HeaderView, HTTPRequest
     from connectrpc.cancel import CancelToken
     from connectrpc.deadline import Deadline
 
-__all__ = ["AsyncResponse", "AsyncTransport", "HttpxClient", "PyqwestClient", "SyncResponse", "SyncTransport"]
+__all__ = ["AsyncHTTPClient", "AsyncResponse", "AsyncTransport", "SyncHTTPClient", "SyncResponse", "SyncTransport"]
 
 
-class HttpxClient(Protocol):
-    """The shape of ``httpx.Client`` and ``httpx.AsyncClient``, for type checkers that do not find httpx."""
+class SyncHTTPClient(Protocol):
+    """The shape of ``httpx.Client`` and ``pyqwest.SyncClient``, for type checkers that need not find either library."""
 
-    @property
-    def send(self) -> Any: ...
-    @property
-    def build_request(self) -> Any: ...
-    @property
-    def event_hooks(self) -> Any: ...
+    def stream(self, method: str, url: str, /) -> AbstractContextManager[Any]: ...
 
 
-class PyqwestClient(Protocol):
-    """The shape of ``pyqwest.SyncClient`` and ``pyqwest.Client``, for type checkers that do not find pyqwest."""
+class AsyncHTTPClient(Protocol):
+    """The shape of ``httpx.AsyncClient`` and ``pyqwest.Client``, likewise."""
 
-    @property
-    def stream(self) -> Any: ...
-    @property
-    def execute(self) -> Any: ...
+    def stream(self, method: str, url: str, /) -> AbstractAsyncContextManager[Any]: ...
 
 
 class SyncResponse(Protocol):

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 
+import aiohttp
+import httpx
+import urllib3
 from corpus import deprecated_pb2_connect, rpc_names_pb2_connect
 from corpus.deprecated_pb2 import Message
 from corpus.kinds.v1.kinds_pb2 import (
@@ -213,6 +216,19 @@ async def call_async(client: AsyncElizaServiceClient) -> None:
     await client.say(SayRequest(), cancel=None)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     async with AsyncElizaServiceClient("http://localhost", timeout_seconds=1.5) as own:
         assert_type(own, AsyncElizaServiceClient)
+
+
+async def over_http_clients() -> None:
+    pool, httpx_client, session = urllib3.PoolManager(), httpx.Client(), aiohttp.ClientSession()
+    ElizaServiceClient("http://localhost", pool)
+    ElizaServiceClient("http://localhost", httpx_client)
+    AsyncElizaServiceClient("http://localhost", session)
+    AsyncElizaServiceClient("http://localhost", httpx.AsyncClient())
+
+    ElizaServiceClient("http://localhost", session)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    ElizaServiceClient("", httpx.AsyncClient())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    AsyncElizaServiceClient("http://localhost", pool)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    AsyncElizaServiceClient("", httpx_client)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
 def call_awkward(client: rpc_names_pb2_connect.PythonNamesClient) -> None:
