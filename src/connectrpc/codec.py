@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor_pool import DescriptorPool
@@ -82,6 +83,25 @@ _FIELD = re.compile(r"Failed to parse (\w+) field: ")
 _FIELDS = re.compile(rf"(?:{_FIELD.pattern})+")
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which no name may stand twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("a number is too large")
+    return value
+
+
 class JsonCodec:
     """Protobuf's JSON mapping.
 
@@ -114,7 +134,12 @@ class JsonCodec:
         self._emit_default_values = emit_default_values
         self._preserving_proto_field_name = preserving_proto_field_name
         self._descriptor_pool: Any = descriptor_pool
-        self._parse = json_format.Parse
+        # Not json_format.Parse: it takes Python's NaN and Infinity, and numbers too large for any float, as values of a
+        # google.protobuf.Struct, which nobody can write again. JSON has none of these; Protobuf's floats have strings.
+        self._loads = json.JSONDecoder(
+            object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite
+        ).decode
+        self._parse = json_format.ParseDict
         self._parse_error = json_format.ParseError
         self._to_dict = json_format.MessageToDict
         self._dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
@@ -144,7 +169,7 @@ class JsonCodec:
             raise ValueError("a message is a JSON object")  # json_format takes lists and strings for empty ones
         try:
             return self._parse(
-                text,
+                self._loads(text),
                 message_type(),
                 ignore_unknown_fields=self._ignore_unknown_fields,
                 descriptor_pool=self._descriptor_pool,

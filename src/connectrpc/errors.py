@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    Metadata = CIMultiDict[str]
-
 __all__ = ["ConnectError", "ConnectErrorCode", "ConnectErrorDetail"]
 
 
@@ -114,7 +112,7 @@ class ConnectError(Exception):
         self.code = code
         self.message = message
         self.details: list[ConnectErrorDetail] = []
-        self._read_metadata: Callable[[], tuple[Metadata, Metadata]] | None = None
+        self._read_metadata: Callable[[], tuple[CIMultiDict[str], CIMultiDict[str]]] | None = None
         for detail in details or ():
             self.add_detail(detail)
 
@@ -129,11 +127,11 @@ class ConnectError(Exception):
             message = ConnectErrorDetail.from_message(message, include_debug=include_debug)
         self.details.append(message)
 
-    def response_headers(self) -> Metadata:
+    def response_headers(self) -> CIMultiDict[str]:
         """The headers of the answer that brought this error to a client; empty when there was none."""
         return CIMultiDict() if self._read_metadata is None else self._read_metadata()[0]
 
-    def response_trailers(self) -> Metadata:
+    def response_trailers(self) -> CIMultiDict[str]:
         """The trailers of the answer that brought this error to a client; empty when there was none."""
         return CIMultiDict() if self._read_metadata is None else self._read_metadata()[1]
 

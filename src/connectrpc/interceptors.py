@@ -136,7 +136,10 @@ AsyncInterceptor = Callable[[Request, Callable[[Request], Awaitable[Response]]],
 
 class Hooks:
     """Is told what happens in calls. Override what you want to know; every method is called in the call's own thread or
-    task, must not block, and belongs to no call: keep what you need in ``context.values``."""
+    task, must not block, and belongs to no call: keep what you need in ``context.values``.
+
+    What a method raises ends the call, as if an interceptor had raised it. Only ``on_end`` comes too late for that.
+    """
 
     def on_start(self, context: CallContext) -> None:
         """A call begins. On a client, the request's headers may still be changed."""
@@ -151,7 +154,8 @@ class Hooks:
         """A message of the answer: received by a client, sent by a service."""
 
     def on_end(self, context: CallContext, error: BaseException | None, trailers: CIMultiDict[str]) -> None:
-        """The call is over.
+        """The call is over. What is raised here is logged, as an error of ``connectrpc.client`` or
+        ``connectrpc.server``, and changes nothing: the call ends as it would have, and other hooks are told.
 
         Args:
             context: the call.

@@ -268,6 +268,47 @@ def test_the_pools_own_limit_stands() -> None:
     assert seen == [7]
 
 
+FOR_EVER = pytest.mark.parametrize("seconds", [math.inf, 1e300])
+"""Timeouts that sockets and event loops do not take as they are."""
+
+
+@FOR_EVER
+def test_connecting_may_take_for_ever(seconds: float) -> None:
+    """As calls may: what no clock can say is months."""
+    seen: list[Any] = []
+
+    def connect(connection: Any) -> Any:
+        seen.append(connection.timeout)
+        with socket.socket() as unconnected:
+            unconnected.settimeout(connection.timeout)
+        raise ConnectTimeoutError(connection, "too long")
+
+    client = SyncClient(
+        "http://host", manager_of(connect), connect_timeout_seconds=seconds, open_timeout_seconds=seconds
+    )
+    for timeout in (None, seconds):
+        for method in (UNARY, SERVER):
+            assert code_of(call(client, method, timeout).error()) == "unavailable"
+    assert len(seen) == 4
+    assert min(seen) > 1_000_000
+
+
+@FOR_EVER
+def test_connecting_may_take_for_ever_in_async_code(seconds: float) -> None:
+    options: Any = {f"{name}_seconds": seconds for name in ("timeout", "connect_timeout", "open_timeout")}
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            url = f"http://127.0.0.1:{server.getsockname()[1]}"
+            server.close()
+            async with AsyncClient(url, **options) as client:
+                with pytest.raises(ConnectError) as caught:
+                    await client._caller.unary(UNARY, ask("a"))
+            assert code_of(caught.value) == "unavailable"
+
+    asyncio.run(main())
+
+
 class Connecting(aiohttp.BaseConnector):
     """Never gets a connection."""
 

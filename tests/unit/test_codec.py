@@ -9,11 +9,11 @@ import pytest
 from google.protobuf import descriptor_pool, json_format
 from google.protobuf.any_pb2 import Any
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
-from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from google.protobuf.type_pb2 import EnumValue, Field, Option
-from google.protobuf.wrappers_pb2 import BytesValue, Int64Value
+from google.protobuf.wrappers_pb2 import BytesValue, DoubleValue, FloatValue, Int64Value
 
 from connectrpc.codec import FieldError, JsonCodec, ProtoCodec
 from harness import ask
@@ -144,9 +144,54 @@ def test_json_numbers() -> None:
     assert codec.decode(b'"-_8"', BytesValue).value == b"\xfb\xff", "URL-safe base64 without padding is fine too"
 
 
-def test_json_refuses_to_write_what_is_no_json() -> None:
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_json_refuses_to_write_what_is_no_json(number: float) -> None:
     with pytest.raises((ValueError, json_format.Error)):
-        JsonCodec().encode(Value(number_value=math.nan))
+        JsonCodec().encode(Value(number_value=number))
+
+
+@pytest.mark.parametrize(
+    "number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1.0E+999", "9" * 400 + ".0", "9" * 400]
+)
+@pytest.mark.parametrize(
+    ("message_type", "text"),
+    [
+        (Struct, '{"a":%s}'),
+        (Struct, '{"a":{"b":[1,%s]}}'),
+        (Value, "%s"),
+        (ListValue, "[%s]"),
+        (DoubleValue, "%s"),
+        (FloatValue, "%s"),
+        (Int64Value, "%s"),
+    ],
+)
+def test_json_has_no_such_numbers(message_type: type[Message], text: str, number: str) -> None:
+    """What is read can be written again."""
+    with pytest.raises((ValueError, OverflowError, json_format.ParseError)):
+        JsonCodec().decode((text % number).encode(), message_type)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_json_has_no_such_numbers_in_fields_that_are_unknown(number: str) -> None:
+    with pytest.raises(ValueError, match="is no JSON"):
+        JsonCodec().decode(b'{"surprise":%s}' % number.encode(), EnumValue)
+
+
+@pytest.mark.parametrize("message_type", [DoubleValue, FloatValue])
+@pytest.mark.parametrize(("text", "number"), [("NaN", math.nan), ("Infinity", math.inf), ("-Infinity", -math.inf)])
+def test_json_has_them_as_strings(message_type: type[DoubleValue | FloatValue], text: str, number: float) -> None:
+    """Protobuf's mapping, for its own floats. Elsewhere they are strings like others."""
+    found = JsonCodec().decode(b'"%s"' % text.encode(), message_type)
+    assert repr(found.value) == repr(number)
+    assert JsonCodec().encode(found) == b'"%s"' % text.encode()
+    data = b'{"a":"%s"}' % text.encode()
+    assert JsonCodec().decode(data, Struct)["a"] == text
+    assert JsonCodec().encode(JsonCodec().decode(data, Struct)) == data
+
+
+def test_json_floats() -> None:
+    found = JsonCodec().decode(b"[0.1,-2.5e-3,1e308,1e-999,-0.0,12]", ListValue)
+    assert list(found) == [0.1, -2.5e-3, 1e308, 0, 0, 12]
 
 
 def test_json_any_needs_the_type() -> None:

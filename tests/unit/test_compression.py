@@ -142,6 +142,26 @@ def test_many_tiny_members_cost_linear_time(name: str) -> None:
     assert min(seconds(1_600_000) for _ in range(2)) < 50 * small, "16 times as much takes 16 times as long"
 
 
+@pytest.mark.parametrize("name", ["gzip", "zstd"])
+def test_what_follows_a_member_is_not_copied_for_each(name: str) -> None:
+    """Else a few hundred small ones before a large one take as long as gigabytes."""
+    method = compression.named(name)
+    size = 4 * 1024 * 1024
+    # A comment of that length, and a frame that is to be skipped: they decompress to nothing.
+    large = {
+        "gzip": b"\x1f\x8b\x08\x10\0\0\0\0\0\x03" + b"c" * size + b"\0" + gzip.compress(b"")[10:],
+        "zstd": b"\x50\x2a\x4d\x18" + size.to_bytes(4, "little") + bytes(size),
+    }[name]
+    data = method.compress(b"a") * 100 + large + method.compress(b"b")
+    assert method.decompress(data, None) == b"a" * 100 + b"b"
+    tracemalloc.start()
+    try:
+        method.decompress(data, None)
+        assert tracemalloc.get_traced_memory()[1] < size // 4
+    finally:
+        tracemalloc.stop()
+
+
 def test_zstd_window() -> None:
     """RFC 9659: a receiver need not have more than 8 MiB for the window, so an attacker must not be given more."""
     data = os.urandom(1000)

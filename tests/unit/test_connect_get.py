@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 from wires import Network
 
 from connectrpc import compression
-from connectrpc._core.http import Response
+from connectrpc._core.http import WholeResponse
 from connectrpc._core.negotiate import negotiate
 from connectrpc.cancel import CancelToken
 from connectrpc.client import AsyncClient, SyncClient
@@ -160,7 +160,7 @@ def get(query: str, headers: dict[str, str] | None = None, path: str = PURE.path
     """The message that was received, or the answer that it gets."""
     endpoints = endpoints_of(types.SimpleNamespace(**MISSING), options)
     found = negotiate(endpoints, Head(path, (headers or {}).items(), http_method="GET", query=query))
-    if isinstance(found, Response):
+    if isinstance(found, WholeResponse):
         return Answer(found.status, found.headers, found.body)
     return found[1].receive(b"")
 

@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 
 from connectrpc import compression
 from connectrpc._core.call import messages_of
-from connectrpc._core.http import Response
+from connectrpc._core.http import WholeResponse
 from connectrpc._core.negotiate import negotiate
 from connectrpc.client.options import Procedures
 from connectrpc.errors import ConnectError, ConnectErrorCode
@@ -51,7 +51,7 @@ def open_call(
 ) -> Any:
     endpoints = endpoints_of(types.SimpleNamespace(**MISSING), options)
     found = negotiate(endpoints, Head(method.path, {"content-type": content_type, **(headers or {})}.items()))
-    assert not isinstance(found, Response)
+    assert not isinstance(found, WholeResponse)
     return found[1]
 
 
@@ -147,7 +147,7 @@ def test_exactly_one_request(size: int) -> None:
     assert code_of(caught.value) == "invalid_argument"
 
 
-def whole(response: Response) -> Answer:
+def whole(response: WholeResponse) -> Answer:
     return Answer(response.status, response.headers, response.body)
 
 

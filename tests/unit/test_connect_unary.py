@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from multidict import CIMultiDict
 
 from connectrpc import compression
-from connectrpc._core.http import Response
+from connectrpc._core.http import WholeResponse
 from connectrpc._core.negotiate import negotiate
 from connectrpc.client.options import Procedures
 from connectrpc.codec import ProtoCodec
@@ -34,11 +34,11 @@ BIG = "x" * 2000
 def open_call(headers: dict[str, str] | None = None, content_type: str = PROTO, **options: Any) -> Any:
     endpoints = endpoints_of(types.SimpleNamespace(**MISSING), options)
     found = negotiate(endpoints, Head(UNARY.path, {"content-type": content_type, **(headers or {})}.items()))
-    assert not isinstance(found, Response)
+    assert not isinstance(found, WholeResponse)
     return found[1]
 
 
-def answered(response: Response) -> Answer:
+def answered(response: WholeResponse) -> Answer:
     return Answer(response.status, response.headers, response.body)
 
 
@@ -298,19 +298,22 @@ def test_answers_that_are_none(
     assert code_of(caught.value) == code
 
 
+NOT_THERE = "HTTP status 404: nothing is served at this path (is the base URL right?)"
+
+
 @pytest.mark.parametrize(
     ("status", "content_type", "body", "code", "message"),
     [
         (404, JSON, b'{"code":"not_found","message":"m"}', "not_found", "m"),
         (404, "Application/JSON;charset=utf-8", b'{"code":"not_found","message":"m"}', "not_found", "m"),
         (500, JSON, b'{"code":"not_found"}', "not_found", ""),
-        (404, "text/plain", b'{"code":"not_found","message":"m"}', "unimplemented", "HTTP status 404"),
-        (404, None, b"", "unimplemented", "HTTP status 404"),
+        (404, "text/plain", b'{"code":"not_found","message":"m"}', "unimplemented", NOT_THERE),
+        (404, None, b"", "unimplemented", NOT_THERE),
         (503, JSON, b"", "unavailable", "HTTP status 503"),
         (503, JSON, b"<html>", "unavailable", "HTTP status 503"),
         (503, JSON, b'{"code":"nonsense","message":"m"}', "unavailable", "m"),
         (401, JSON, b'{"message":"m"}', "unauthenticated", "m"),
-        (301, "text/html", b"", "unknown", "HTTP status 301"),
+        (301, "text/html", b"", "unknown", "HTTP status 301: redirects are not followed"),
         (204, PROTO, b"", "unknown", "HTTP status 204"),
         (500, PROTO, b"", "unknown", "HTTP status 500"),
     ],

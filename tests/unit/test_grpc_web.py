@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 
 from connectrpc import compression
 from connectrpc._core.grpc_status import status_of
-from connectrpc._core.http import Response
+from connectrpc._core.http import WholeResponse
 from connectrpc._core.negotiate import negotiate
 from connectrpc.client.options import Procedures
 from connectrpc.codec import ProtoCodec
@@ -70,11 +70,11 @@ def open_call(
 ) -> Any:
     endpoints = endpoints_of(types.SimpleNamespace(**MISSING), options)
     found = negotiate(endpoints, Head(method.path, {"content-type": content_type, **(headers or {})}.items()))
-    assert not isinstance(found, Response)
+    assert not isinstance(found, WholeResponse)
     return found[1]
 
 
-def whole(response: Response) -> Answer:
+def whole(response: WholeResponse) -> Answer:
     assert response.trailers is None, "nothing is left to the trailers of HTTP"
     answer = Answer(response.status, response.headers, response.body)
     assert int(answer.headers["content-length"]) == len(answer.body)
@@ -840,6 +840,6 @@ def test_what_is_quoted_of_a_compression_is_short(size: int) -> None:
     headers = {"content-type": WEB_PROTO, "grpc-encoding": "\u00e4" * size}
     endpoints = endpoints_of(types.SimpleNamespace(**MISSING), {})
     found = negotiate(endpoints, Head(UNARY.path, headers.items()))
-    assert isinstance(found, Response)
+    assert isinstance(found, WholeResponse)
     assert b"unknown compression" in found.body
     assert len(found.body) < 600

@@ -665,18 +665,16 @@ def test_hooks_are_told_of_failures(place: Place, method: Any, name: str) -> Non
 
 
 class Failing(Hooks):
-    def __init__(self, where: str) -> None:
-        self._where = where
+    def __init__(self, where: str, error: BaseException | None = None) -> None:
+        self._error = error or ZeroDivisionError("secret")
         for name in ("on_start", "on_request_message", "on_response_headers", "on_response_message", "on_end"):
             setattr(self, name, self._fail if name == where else lambda *args: None)
 
     def _fail(self, *args: object) -> None:
-        raise ZeroDivisionError("secret")
+        raise self._error
 
 
-@pytest.mark.parametrize(
-    "where", ["on_start", "on_request_message", "on_response_headers", "on_response_message", "on_end"]
-)
+@pytest.mark.parametrize("where", ["on_start", "on_request_message", "on_response_headers", "on_response_message"])
 @EVERY
 def test_hooks_that_fail(place: Place, method: Any, where: str) -> None:
     """The call fails in an orderly way, and hooks further out are told how it ended."""
@@ -687,6 +685,64 @@ def test_hooks_that_fail(place: Place, method: Any, where: str) -> None:
     assert place.is_client or "secret" not in str(outcome.error)
     assert len(noting.ends) == 1
     assert noting.ends[0][0] is not None
+
+
+@pytest.mark.parametrize("failure", [ZeroDivisionError("secret"), ConnectError(ConnectErrorCode.DATA_LOSS, "secret")])
+@pytest.mark.parametrize("name", ["a", "fail", "raise"])
+@EVERY
+def test_hooks_that_fail_at_the_end(
+    place: Place, method: Any, name: str, failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It changes nothing of how the call ends, nor of what others are told of it. It is logged, with a traceback."""
+
+    def seen(hooks: list[Any]) -> Any:
+        outcome = place.call(method, hooks, name)
+        noted = [(hook.log, [(repr(error), trailers) for error, trailers in hook.ends]) for hook in hooks[::2]]
+        return outcome.texts, repr(outcome.error), dict(outcome.headers), dict(outcome.trailers), noted
+
+    expected = seen([Noting(), Hooks(), Noting()])
+    caplog.clear()
+    assert seen([Noting(), Failing("on_end", failure), Noting()]) == expected
+    assert (expected[1] == "None") is (name == "a")
+    logger = "connectrpc.client" if place.is_client else "connectrpc.server"
+    (record,) = (record for record in caplog.records if "on_end" in record.getMessage())
+    assert (record.name, record.levelname) == (logger, "ERROR")
+    assert record.getMessage() == f"{method.path}: Failing.on_end failed"
+    assert record.exc_info is not None
+    assert record.exc_info[1] is failure
+    assert record.exc_info[2] is not None
+
+
+def test_hooks_that_fail_when_a_stream_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    answer = canned(200, STREAM_PROTO, frame(reply("a").SerializeToString()) * 3 + frame(b"{}", 2))
+    noting = Noting()
+    hooks = [noting, Failing("on_end")]
+    with SyncClient("http://h", MemoryTransport(answer), interceptors=hooks)._caller.server_stream_output(
+        SERVER, ask()
+    ) as stream:
+        next(stream)
+    assert [code_of(error) for error, _ in noting.ends] == ["canceled"]
+    assert "Failing.on_end failed" in caplog.text
+
+    async def main() -> None:
+        caller = AsyncClient("http://h", AsyncMemoryTransport(answer), interceptors=hooks)._caller
+        async with caller.server_stream_output(SERVER, ask()) as stream:
+            await stream.__anext__()
+
+    caplog.clear()
+    asyncio.run(main())
+    assert [code_of(error) for error, _ in noting.ends] == ["canceled", "canceled"]
+    assert "Failing.on_end failed" in caplog.text
+
+
+@pytest.mark.parametrize("method", [UNARY, SERVER], ids=lambda method: method.name)
+def test_what_is_no_failure_of_hooks_passes(method: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Such as what ends a process. Other hooks are told all the same."""
+    place, noting = Place("client", False), Noting()
+    with pytest.raises(KeyboardInterrupt):
+        place.call(method, [noting, Failing("on_end", KeyboardInterrupt())])
+    assert [type(error) for error, _ in noting.ends] == [KeyboardInterrupt]
+    assert not caplog.records
 
 
 # Streams that are left

@@ -217,6 +217,40 @@ def test_a_framework_enters_it() -> None:
     asyncio.run(main())
 
 
+def test_entered_twice(caplog: pytest.LogCaptureFixture) -> None:
+    """As where the server runs it and a framework too. Nothing is made a second time, and the first goes on."""
+    log: list[str] = []
+    app = asgi_service(SERVICE, Implementation(log).opened)
+
+    async def main() -> None:
+        async with app.lifespan():
+            with pytest.raises(RuntimeError, match="entered already"):
+                async with app.lifespan():
+                    pass
+            assert await Server(app).start() == "failed"
+            assert (await one_call(app)).message() == reply("a")
+        assert log == ["open ", "closed "]
+        assert await Server(app).start() == "complete"
+
+    asyncio.run(main())
+    assert "entered already" in caplog.text
+
+
+def test_entered_twice_for_nothing() -> None:
+    """Where nothing is made in it, it may be."""
+    implementation = Implementation([])
+    implementation.open = True
+    app = asgi_service(SERVICE, implementation)
+
+    async def main() -> None:
+        async with app.lifespan():
+            async with app.lifespan():
+                pass
+            assert (await one_call(app)).message() == reply("a")
+
+    asyncio.run(main())
+
+
 def test_several_services() -> None:
     """They are closed in the opposite order; those that need no lifespan are there all the time."""
     log: list[str] = []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from connectrpc._core.http import Response
+from connectrpc._core.http import WholeResponse
 from connectrpc._core.negotiate import negotiate
 from connectrpc._core.request_headers import media_type
 from connectrpc.codec import ProtoCodec
@@ -48,7 +48,7 @@ def ask_for(
     if content_type is not None:
         pairs.append(("content-type", content_type))
     found = negotiate(endpoints, Head(path, pairs, http_method=http_method, query=query))
-    if isinstance(found, Response):
+    if isinstance(found, WholeResponse):
         return Answer(found.status, found.headers, found.body)
     return found
 

@@ -324,7 +324,7 @@ def test_a_plain_answer_is_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
     def call(*_: object) -> None:
         raise AssertionError("the long way was taken")
 
-    monkeypatch.setattr("connectrpc._core.grpc.GrpcRequests.call", call)
+    monkeypatch.setattr("connectrpc._core.grpc.GrpcStreamClient.call", call)
     message, metadata = client("proto").response(200, CIMultiDict([TYPE]), ONE, CIMultiDict([*WELL, ("x-t", "1")]))
     assert message == reply("a")
     assert metadata() == (CIMultiDict([TYPE]), CIMultiDict({"x-t": "1"}))

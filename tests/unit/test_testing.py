@@ -540,6 +540,33 @@ def test_an_answer_that_ends_before_its_request_awaited(server: Server) -> None:
     assert closed == [True]
 
 
+@servers
+@colours
+def test_a_request_generator_ends_with_its_call(server: Server, colour: str) -> None:
+    """Also one that somebody holds, as who keeps an error with its traceback does."""
+    ended = threading.Event()
+
+    def requests() -> Iterator[Any]:
+        try:
+            while True:
+                yield ask("end")
+        finally:
+            ended.set()
+
+    async def async_requests() -> AsyncIterator[Any]:
+        try:
+            while True:
+                yield ask("end")
+                await asyncio.sleep(0)
+        finally:
+            ended.set()
+
+    held: Any = requests() if colour == "sync" else async_requests()
+    outcome(server, colour, BIDI, held)
+    assert ended.wait(PATIENCE)
+    assert next(held, None) is None if colour == "sync" else held.ag_frame is None
+
+
 # Backpressure
 
 

@@ -301,6 +301,28 @@ def test_leaving_early_ends_the_upload() -> None:
     eventually(lambda: finished)  # in the thread that it runs in
 
 
+def test_leaving_early_ends_a_generator_that_somebody_holds(caplog: pytest.LogCaptureFixture) -> None:
+    """As whoever keeps what a call has raised does."""
+    server = Server(Answer(b"x", b"y"), take=False)
+    going_on = threading.Event()
+
+    def parts() -> Iterator[bytes]:
+        try:
+            yield b"part"
+            going_on.wait(5)
+            yield b"too late"
+        finally:
+            raise ZeroDivisionError("in the end")
+
+    held: Any = parts()
+    response = send(connect(server), held)
+    assert next(iter(server.requests[0].content)) == b"part"
+    response.close()
+    going_on.set()
+    eventually(lambda: held.gi_frame is None)
+    eventually(lambda: "ZeroDivisionError: in the end" in caplog.text)
+
+
 @both
 @pytest.mark.parametrize("limit", [None, 6, 100])
 def test_bodies(limit: int | None, asynchronous: bool) -> None:

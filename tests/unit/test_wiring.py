@@ -15,7 +15,7 @@ from google.protobuf.type_pb2 import EnumValue
 from multidict import CIMultiDict
 
 from connectrpc._core.call import exactly_one, messages_of
-from connectrpc._core.http import Response
+from connectrpc._core.http import WholeResponse
 from connectrpc._core.negotiate import negotiate
 from connectrpc._core.timeout import parse_grpc_timeout
 from connectrpc.client.options import Procedures
@@ -153,7 +153,7 @@ class Wire:
     def _serve(self, request: Any, body: bytes) -> None:
         self.request_headers, self.request_body = CIMultiDict(request.headers), body
         found = negotiate(self._endpoints, head_of(request))
-        if isinstance(found, Response):
+        if isinstance(found, WholeResponse):
             self._answered(found)
             return
         endpoint, call = found
@@ -178,7 +178,7 @@ class Wire:
         except Exception as error:
             failure = coded(call, error)
         sent.append(last_part(call, failure, stream))
-        self._answered(Response(head.status, head.headers, b"".join(sent)))
+        self._answered(WholeResponse(head.status, head.headers, b"".join(sent)))
 
     def _request(self, call: Any, body: bytes) -> ClientRequest[Any] | ClientStream[Any]:
         if call.method.kind.client_streams:
@@ -194,7 +194,7 @@ class Wire:
             yield from call.feed(piece)
         call.feed_end()
 
-    def _answered(self, response: Response) -> None:
+    def _answered(self, response: WholeResponse) -> None:
         self.status, self.response_body = response.status, response.body
         self.response_headers = CIMultiDict(response.headers)
 

@@ -14,27 +14,46 @@ if TYPE_CHECKING:
 
     from multidict import CIMultiDict
 
-    Metadata = tuple[CIMultiDict[str], CIMultiDict[str]]
-
-    from connectrpc._core.http import HeaderList, HeaderView, HTTPRequest, RequestHead, Response, ResponseHead
+    from connectrpc._core.http import HeaderList, HeaderView, HTTPRequest, RequestHead, ResponseHead, WholeResponse
+    from connectrpc._core.metadata import Metadata
     from connectrpc.codec import Codec
     from connectrpc.compression import Compression
     from connectrpc.headers import HeaderInput
     from connectrpc.method import Method
 
 __all__ = [
+    "DEFAULT_COMPRESS_MIN_BYTES",
+    "DEFAULT_READ_MAX_BYTES",
     "ClientSettings",
     "ServerCall",
     "ServerMethod",
     "ServerSettings",
     "StreamClient",
     "StreamClientCall",
+    "StreamServerCall",
     "UnaryClient",
+    "check_option_names",
     "exactly_one",
     "messages_of",
+    "wrong_input",
+    "wrong_output",
 ]
 
 T = TypeVar("T")
+
+DEFAULT_COMPRESS_MIN_BYTES = 1024
+DEFAULT_READ_MAX_BYTES = 4 * 1024 * 1024
+
+
+def check_option_names(options: Mapping[str, object], kind: type) -> None:
+    """Check that all options that somebody gave are among those of ``kind``, a ``TypedDict``.
+
+    Raises:
+        TypeError: some are not.
+    """
+    unknown = options.keys() - kind.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"unknown option: {', '.join(sorted(unknown))}")
 
 
 def checked_size(name: str, value: int) -> int:
@@ -122,21 +141,14 @@ class ServerMethod(abc.ABC):
 class ServerCall(abc.ABC):
     """One call on a server.
 
-    The order of events: ``open``; the request, through ``receive``, through ``take`` and ``taken``, or, where it is a
-    stream, through ``feed`` and ``feed_end``; then the answer. An answer of one message is made by ``answer``, and any
-    failure before the answer has begun by ``fail``. A streamed answer is ``start``, any number of ``send``, and
-    ``finish``.
+    The order of events: ``open``; the request, through ``receive``, or through ``take`` and ``taken``; then the answer,
+    which is made by ``answer``, or by ``fail`` for any failure before it has begun.
     """
 
-    __slots__ = ("_headers", "deadline", "head", "method", "trailers")
+    __slots__ = ("_headers", "deadline", "head", "method")
 
     protocol: str
     """What ``Peer.protocol`` says."""
-
-    has_trailers = False
-    """Whether a streamed answer ends with HTTP trailers. They are in ``trailers`` after ``finish``."""
-
-    trailers: HeaderList
 
     def __init__(self, method: Method[Any, Any], head: RequestHead) -> None:
         self.method = method
@@ -161,8 +173,6 @@ class ServerCall(abc.ABC):
         Raises:
             ConnectError: the call cannot go on; ``fail`` with it.
         """
-
-    # The request, where it is one message.
 
     @abc.abstractmethod
     def receive(self, body: bytes) -> Any:
@@ -192,32 +202,7 @@ class ServerCall(abc.ABC):
     def whole_body_limit(self) -> int | None:
         """The longest body that may be read at once for ``receive``; None when there is no limit."""
 
-    # The request, where it is a stream.
-
-    @abc.abstractmethod
-    def feed(self, chunk: bytes) -> Iterator[Any]:
-        """The messages that a part of the body completes. Exhaust the iterator before feeding again.
-
-        Raises:
-            ConnectError: after the messages before the fault.
-        """
-
-    @abc.abstractmethod
-    def feed_end(self) -> None:
-        """Take the end of the body.
-
-        Raises:
-            ConnectError: it ended in the middle of a message.
-        """
-
-    @property
-    @abc.abstractmethod
-    def wanted(self) -> int:
-        """How many bytes to read for the next step of ``feed``: never more than the next message needs."""
-
-    # The answer.
-
-    def answer(self, result: object) -> Response:
+    def answer(self, result: object) -> WholeResponse:
         """The whole answer that a handler's result stands for, in a call that is answered by one message.
 
         A result that comes too late is not sent: the deadline has promised the client otherwise.
@@ -239,24 +224,57 @@ class ServerCall(abc.ABC):
             result = result.msg
         if isinstance(result, ConnectError):
             return self.fail(result)
-        raise TypeError(
-            f"{self.method.python_name}() gave {type(result).__name__}: expected "
-            f"{self.method.output.DESCRIPTOR.full_name}, a ServerResponse of it, or a ConnectError"
-        )
+        raise wrong_output(self.method, result, "{}, a ServerResponse of it, or a ConnectError")
 
     @abc.abstractmethod
-    def respond(self, message: Any, headers: HeaderInput | None, trailers: HeaderInput | None) -> Response:
+    def respond(self, message: Any, headers: HeaderInput | None, trailers: HeaderInput | None) -> WholeResponse:
         """The whole answer that brings ``message``."""
 
     @abc.abstractmethod
-    def respond_with(self, payload: bytes, headers: HeaderInput | None, trailers: HeaderInput | None) -> Response:
+    def respond_with(self, payload: bytes, headers: HeaderInput | None, trailers: HeaderInput | None) -> WholeResponse:
         """``respond``, for a message that is encoded already."""
 
     @abc.abstractmethod
     def fail(
         self, error: ConnectError, headers: HeaderInput | None = None, trailers: HeaderInput | None = None
-    ) -> Response:
+    ) -> WholeResponse:
         """The whole answer that brings ``error``, when nothing has been sent yet."""
+
+
+class StreamServerCall(ServerCall):
+    """One call on a server that can have a stream on either side. All calls of methods with streams are of this kind.
+
+    A streamed request comes through ``feed`` and ``feed_end``. A streamed answer is ``start``, any number of ``send``,
+    and ``finish``.
+    """
+
+    __slots__ = ("trailers",)
+
+    has_trailers = False
+    """Whether a streamed answer ends with HTTP trailers. They are in ``trailers`` after ``finish``."""
+
+    trailers: HeaderList
+
+    @abc.abstractmethod
+    def feed(self, chunk: bytes) -> Iterator[Any]:
+        """The messages that a part of the body completes. Exhaust the iterator before feeding again.
+
+        Raises:
+            ConnectError: after the messages before the fault.
+        """
+
+    @abc.abstractmethod
+    def feed_end(self) -> None:
+        """Take the end of the body.
+
+        Raises:
+            ConnectError: it ended in the middle of a message.
+        """
+
+    @property
+    @abc.abstractmethod
+    def wanted(self) -> int:
+        """How many bytes to read for the next step of ``feed``: never more than the next message needs."""
 
     @abc.abstractmethod
     def start(self, headers: HeaderInput | None) -> ResponseHead:
@@ -288,10 +306,18 @@ def messages_of(method: Method[Any, Any], result: object) -> tuple[Any, HeaderIn
         raise result
     if hasattr(result, "__iter__") or hasattr(result, "__aiter__"):
         return result, None, None
-    raise TypeError(
-        f"{method.python_name}() gave {type(result).__name__}: expected a ServerStream, or an iterable of "
-        f"{method.output.DESCRIPTOR.full_name}"
-    )
+    raise wrong_output(method, result, "a ServerStream, or an iterable of {}")
+
+
+def wrong_input(method: Method[Any, Any], message: object) -> TypeError:
+    """The error of a request's message that is none of the method's."""
+    return TypeError(f"{method.path} takes a {method.input.DESCRIPTOR.full_name}, not a {type(message).__name__}")
+
+
+def wrong_output(method: Method[Any, Any], result: object, expected: str) -> TypeError:
+    """The error of a handler that gave what it may not. In ``expected``, ``{}`` stands for the method's message."""
+    expected = expected.format(method.output.DESCRIPTOR.full_name)
+    return TypeError(f"{method.python_name}() gave {type(result).__name__}: expected {expected}")
 
 
 def exactly_one(messages: list[T], what: str) -> T:
@@ -445,7 +471,7 @@ class StreamClientCall(abc.ABC):
         """
 
     @abc.abstractmethod
-    def metadata(self) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
+    def metadata(self) -> Metadata:
         """The headers and the trailers, as far as they have come."""
 
     def only(self, messages: list[T]) -> T:

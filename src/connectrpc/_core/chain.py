@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
@@ -32,6 +33,9 @@ __all__ = [
     "interceptor_failure",
     "is_timeout",
 ]
+
+_client_logger = logging.getLogger("connectrpc.client")
+_server_logger = logging.getLogger("connectrpc.server")
 
 # Timers of event loops may fire a few milliseconds early.
 _EARLY_SECONDS = 0.005
@@ -114,6 +118,15 @@ def _tell_request(hooks: Hooks, context: CallContext, message: Any) -> None:
         raise
 
 
+def _tell_end(hooks: Hooks, context: CallContext, error: BaseException | None, trailers: CIMultiDict[str]) -> None:
+    """Tell hooks that a call is over. What they raise does not change how it ended: it is logged."""
+    try:
+        hooks.on_end(context, _ended_by(context, error), trailers)
+    except Exception as failure:
+        logger = _client_logger if context.is_client else _server_logger
+        logger.error("%s: %s.on_end failed", context.method.path, type(hooks).__qualname__, exc_info=failure)
+
+
 def _ended_by(context: CallContext, error: BaseException | None) -> BaseException | None:
     """What hooks are told of how a call ended.
 
@@ -161,7 +174,7 @@ class _Ending:
     def _end(self, error: BaseException | None) -> None:
         if not self._ended:
             self._ended = True
-            self._hooks.on_end(self._context, _ended_by(self._context, error), self._trailers)
+            _tell_end(self._hooks, self._context, error, self._trailers)
 
     def _leave(self) -> None:
         self._end(GeneratorExit())
@@ -208,10 +221,10 @@ def _tell(hooks: Hooks, request: Request, proceed: Step) -> Response:
         if response.messages is None:
             hooks.on_response_message(context, response.message)
     except BaseException as error:
-        hooks.on_end(context, _ended_by(context, error), CIMultiDict())
+        _tell_end(hooks, context, error, CIMultiDict())
         raise
     if response.messages is None:
-        hooks.on_end(context, _ended_by(context, None), response.trailers)
+        _tell_end(hooks, context, None, response.trailers)
     else:
         response.messages = _Told(hooks, context, response.trailers, response.messages)
         context._begun.append(response.messages)
@@ -329,10 +342,10 @@ async def _tell_async(hooks: Hooks, request: Request, proceed: Step) -> Response
         if response.messages is None:
             hooks.on_response_message(context, response.message)
     except BaseException as error:
-        hooks.on_end(context, _ended_by(context, error), CIMultiDict())
+        _tell_end(hooks, context, error, CIMultiDict())
         raise
     if response.messages is None:
-        hooks.on_end(context, _ended_by(context, None), response.trailers)
+        _tell_end(hooks, context, None, response.trailers)
     else:
         response.messages = _ToldAsync(hooks, context, response.trailers, response.messages)
         context._begun.append(response.messages)

@@ -9,13 +9,9 @@ import base64
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote
 
+from connectrpc._core.call import wrong_input
 from connectrpc._core.connect import connect_timeout, open_deadline
-from connectrpc._core.connect_unary import (
-    ConnectUnaryClient,
-    ConnectUnaryServerCall,
-    ConnectUnaryServerMethod,
-    accept_encoding,
-)
+from connectrpc._core.connect_unary import ConnectUnaryClient, ConnectUnaryServerCall, accept_encoding
 from connectrpc._core.http import HTTPRequest
 from connectrpc._core.message import limited
 from connectrpc._core.request_headers import RequestHeaders
@@ -23,11 +19,12 @@ from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
     from connectrpc._core.call import ClientSettings
+    from connectrpc._core.connect_unary import ConnectUnaryServerMethod
     from connectrpc._core.http import HeaderList, RequestHead
     from connectrpc.headers import HeaderInput
     from connectrpc.method import Method
 
-__all__ = ["ConnectGetClient", "ConnectGetServerMethod", "parse_query"]
+__all__ = ["ConnectGetClient", "ConnectGetServerCall", "parse_query"]
 
 
 def parse_query(query: str) -> dict[str, str]:
@@ -38,23 +35,14 @@ def parse_query(query: str) -> dict[str, str]:
     return parameters
 
 
-class ConnectGetServerMethod(ConnectUnaryServerMethod):
-    """A unary method in one codec, called by GET."""
-
-    __slots__ = ()
-
-    def call(self, head: RequestHead) -> ConnectGetServerCall:
-        return ConnectGetServerCall(self, head)
-
-
 class ConnectGetServerCall(ConnectUnaryServerCall):
     """A unary call whose message is in the URL. What body there may be is passed over."""
 
     __slots__ = ("_query",)
 
-    def __init__(self, server: ConnectUnaryServerMethod, head: RequestHead) -> None:
+    def __init__(self, server: ConnectUnaryServerMethod, head: RequestHead, query: dict[str, str]) -> None:
         super().__init__(server, head)
-        self._query = parse_query(head.query)
+        self._query = query
 
     def open(self) -> None:
         settings, query = self._server.settings, self._query
@@ -111,7 +99,8 @@ class ConnectGetClient(ConnectUnaryClient):
     def request(
         self, message: Any, extra_headers: HeaderInput | None, timeout_ms: int | None
     ) -> tuple[HTTPRequest, bytes | None]:
-        self._check(message)
+        if not isinstance(message, self._method.input):
+            raise wrong_input(self._method, message)
         url = self._url_of(message)
         if len(url) > self._settings.get_url_max_bytes:
             return super().request(message, extra_headers, timeout_ms)

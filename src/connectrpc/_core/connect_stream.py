@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
 
-from connectrpc._core.call import ServerMethod, StreamClient, StreamClientCall
+from connectrpc._core.call import ServerMethod, StreamClientCall
 from connectrpc._core.connect import check_version, connect_timeout, open_deadline
 from connectrpc._core.envelope import COMPRESSED, EnvelopeReader, envelope
-from connectrpc._core.envelope_call import EnvelopeServerCall
-from connectrpc._core.http import HTTPRequest, ResponseHead
-from connectrpc._core.message import MessageReader, MessageWriter
+from connectrpc._core.envelope_call import EnvelopeServerCall, EnvelopeStreamClient
+from connectrpc._core.http import ResponseHead
 from connectrpc._core.metadata import checked
-from connectrpc._core.request_headers import RequestHeaders, media_type
 from connectrpc._core.wire_error import end_stream_from_json, end_stream_to_json
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from connectrpc._core.call import ClientSettings, ServerSettings
+    from connectrpc._core.call import ServerSettings
     from connectrpc._core.http import HeaderView, RequestHead
+    from connectrpc._core.metadata import Metadata
     from connectrpc.codec import Codec
     from connectrpc.headers import HeaderInput
     from connectrpc.method import Method
@@ -35,7 +34,7 @@ __all__ = ["ConnectStreamClient", "ConnectStreamServerMethod"]
 END_STREAM = 0x02
 """The flag of the envelope that ends an answer."""
 
-_MEDIA_TYPE_PREFIX = "application/connect+"
+_MEDIA_TYPE = "application/connect"
 
 
 class ConnectStreamServerMethod(ServerMethod):
@@ -45,7 +44,7 @@ class ConnectStreamServerMethod(ServerMethod):
 
     def __init__(self, method: Method[Any, Any], codec: Codec, settings: ServerSettings) -> None:
         super().__init__(method, codec, settings)
-        self.media_types = (_MEDIA_TYPE_PREFIX + codec.name,)
+        self.media_types = (f"{_MEDIA_TYPE}+{codec.name}",)
 
     def call(self, head: RequestHead) -> ConnectStreamServerCall:
         return ConnectStreamServerCall(self, head)
@@ -78,44 +77,21 @@ class ConnectStreamServerCall(EnvelopeServerCall):
         return envelope(END_STREAM, end_stream_to_json(error, checked(trailers) if trailers else []))
 
 
-class ConnectStreamClient(StreamClient):
+class ConnectStreamClient(EnvelopeStreamClient):
     """A streaming method as one client calls it."""
 
-    __slots__ = ("_headers", "_url", "_writer", "media_type", "method", "settings")
+    __slots__ = ()
 
-    def __init__(self, method: Method[Any, Any], settings: ClientSettings) -> None:
-        self.method = method
-        self.settings = settings
-        self.media_type = _MEDIA_TYPE_PREFIX + settings.codec.name
-        self._url = settings.base_url + method.path
-        self._writer = MessageWriter(
-            settings.codec, settings.send_compression, settings.compress_min_bytes, settings.send_max_bytes
-        )
-        # Accept-Encoding says that the body as a whole is not to be compressed, which is no part of the protocol.
-        headers = [
-            ("content-type", self.media_type),
-            ("connect-protocol-version", "1"),
-            ("accept-encoding", "identity"),
-        ]
-        if settings.send_compression is not None:
-            headers.append(("connect-content-encoding", settings.send_compression.name))
-        if settings.accept_compressions:
-            headers.append(("connect-accept-encoding", ", ".join(settings.accept_compressions)))
-        self._headers = RequestHeaders(settings, headers, connect_timeout)
+    media_type = _MEDIA_TYPE
+    family = f"{_MEDIA_TYPE}+"
+    protocol_header = ("connect-protocol-version", "1")
+    encoding_header = "connect-content-encoding"
+    accept_header = ("connect-accept-encoding", ", ")
+    last = END_STREAM
+    timeout_header = staticmethod(connect_timeout)
 
     def call(self) -> ConnectStreamClientCall:
         return ConnectStreamClientCall(self)
-
-    def request(self, extra_headers: HeaderInput | None, timeout_ms: int | None) -> HTTPRequest:
-        return HTTPRequest("POST", self._url, self._headers.build(extra_headers, timeout_ms))
-
-    def send(self, message: Any) -> bytes:
-        if not isinstance(message, self.method.input):
-            raise TypeError(
-                f"{self.method.path} takes {self.method.input.DESCRIPTOR.full_name}, not {type(message).__name__}"
-            )
-        payload, compressed = self._writer.write(message)
-        return envelope(COMPRESSED if compressed else 0, payload)
 
 
 class ConnectStreamClientCall(StreamClientCall):
@@ -125,7 +101,7 @@ class ConnectStreamClientCall(StreamClientCall):
 
     def __init__(self, client: ConnectStreamClient) -> None:
         self._client = client
-        self._envelopes = EnvelopeReader(client.settings.read_max_bytes, END_STREAM)
+        self._envelopes = EnvelopeReader(client.settings.read_max_bytes, client.last)
         self._headers: HeaderView | None = None
         self._ended = False
         self._error: ConnectError | None = None
@@ -133,28 +109,10 @@ class ConnectStreamClientCall(StreamClientCall):
 
     def head(self, status: int, headers: HeaderView) -> None:
         self._headers = headers
-        settings = self._client.settings
-        if status != 200:
-            raise self._told(ConnectError(ConnectErrorCode.from_http_status(status), f"HTTP status {status}"))
-        received = media_type(headers.get("content-type"))
-        if received != self._client.media_type:
-            code = ConnectErrorCode.INTERNAL if received.startswith(_MEDIA_TYPE_PREFIX) else ConnectErrorCode.UNKNOWN
-            raise self._told(
-                ConnectError(code, f"the answer's content-type is {received!r}, not {self._client.media_type!r}")
-            )
-        encoding = (headers.get("connect-content-encoding") or "identity").strip().lower()
-        compression = settings.accept_compressions.get(encoding)
-        if compression is None and encoding != "identity":
-            raise self._told(
-                ConnectError(ConnectErrorCode.INTERNAL, f"the answer's compression {encoding!r} is not one we accept")
-            )
-        self._reader = MessageReader(
-            settings.codec,
-            self._client.method.output,
-            compression,
-            settings.read_max_bytes,
-            ConnectErrorCode.INTERNAL,
-        )
+        try:
+            self._reader = self._client.open_answer(status, headers)
+        except ConnectError as error:
+            raise self._told(error)  # noqa: B904  it is the same error
 
     def feed(self, chunk: bytes) -> Iterator[Any]:
         try:
@@ -191,7 +149,7 @@ class ConnectStreamClientCall(StreamClientCall):
             finally:
                 del error  # whose traceback has this frame
 
-    def metadata(self) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
+    def metadata(self) -> Metadata:
         return CIMultiDict(() if self._headers is None else self._headers.items()), self._trailers
 
     def _told(self, error: ConnectError) -> ConnectError:

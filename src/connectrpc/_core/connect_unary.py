@@ -8,29 +8,33 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from connectrpc._core.call import ServerCall, UnaryClient
+from connectrpc._core.call import ServerCall, UnaryClient, wrong_input
 from connectrpc._core.connect import check_version, connect_timeout, open_deadline
-from connectrpc._core.http import HTTPRequest, Response
+from connectrpc._core.http import HTTPRequest, WholeResponse
 from connectrpc._core.message import (
     MessageWriter,
     choose_compression,
     compress,
     decode,
     decompress,
+    encode,
     limited,
     too_large,
 )
 from connectrpc._core.metadata import TRAILER_PREFIX, checked, split_trailers
+from connectrpc._core.pieces import keep
 from connectrpc._core.plain import PlainServerMethod
 from connectrpc._core.request_headers import RequestHeaders, media_type
-from connectrpc._core.wire_error import error_from_json, error_to_json
+from connectrpc._core.wire_error import error_from_http, error_from_json, error_to_json
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from connectrpc._core.call import ClientSettings, Metadata, ServerSettings
-    from connectrpc._core.http import HeaderList, HeaderView, RequestHead, ResponseHead
+    from connectrpc._core.call import ClientSettings, ServerSettings
+    from connectrpc._core.http import HeaderList, HeaderView, RequestHead
+    from connectrpc._core.metadata import Metadata
+    from connectrpc._core.pieces import Pieces
     from connectrpc.codec import Codec
     from connectrpc.compression import Compression
     from connectrpc.headers import HeaderInput
@@ -51,16 +55,13 @@ class ConnectUnaryServerMethod(PlainServerMethod):
 
     plain_required = (("connect-protocol-version", "1"),)
     plain_refused = frozenset({"connect-timeout-ms", "content-encoding"})
-    plain_trailers = None
 
     def __init__(self, method: Method[Any, Any], codec: Codec, settings: ServerSettings) -> None:
         super().__init__(method, codec, settings)
         self.media_type = f"application/{codec.name}"
         self.media_types = (self.media_type,)
-
-    @property
-    def plain_headers(self) -> HeaderList:
-        return [("content-type", self.media_type)]
+        self.plain_headers = (("content-type", self.media_type),)
+        self.plain_trailers = None
 
     def call(self, head: RequestHead) -> ConnectUnaryServerCall:
         return ConnectUnaryServerCall(self, head)
@@ -78,7 +79,7 @@ class ConnectUnaryServerCall(ServerCall):
         self._server = server
         self._request_compression: Compression | None = None
         self._response_compression: str | None = None
-        self._parts: list[bytes] | None = None
+        self._parts: Pieces | None = None
         self._received = 0
 
     def open(self) -> None:
@@ -114,18 +115,19 @@ class ConnectUnaryServerCall(ServerCall):
         if limit is not None and self._received > limit:
             self._parts.clear()
             raise too_large(limit)
-        self._parts.append(chunk)
+        keep(self._parts, chunk)
 
     def taken(self) -> Any:
-        return self.receive(b"".join(self._parts or ()))
+        body, self._parts = b"".join(self._parts or ()), None  # not there twice while the message is made of it
+        return self.receive(body)
 
     def whole_body_limit(self) -> int | None:
         return self._server.settings.read_max_bytes
 
-    def respond(self, message: Any, headers: HeaderInput | None, trailers: HeaderInput | None) -> Response:
-        return self.respond_with(self._server.codec.encode(message), headers, trailers)
+    def respond(self, message: Any, headers: HeaderInput | None, trailers: HeaderInput | None) -> WholeResponse:
+        return self.respond_with(encode(self._server.codec, message), headers, trailers)
 
-    def respond_with(self, body: bytes, headers: HeaderInput | None, trailers: HeaderInput | None) -> Response:
+    def respond_with(self, body: bytes, headers: HeaderInput | None, trailers: HeaderInput | None) -> WholeResponse:
         body = limited(body, self._server.settings.send_max_bytes)
         pairs = self._answer_headers(self._server.media_type)
         if self._response_compression is not None:
@@ -138,34 +140,13 @@ class ConnectUnaryServerCall(ServerCall):
 
     def fail(
         self, error: ConnectError, headers: HeaderInput | None = None, trailers: HeaderInput | None = None
-    ) -> Response:
+    ) -> WholeResponse:
         # Never compressed: one thing less that can go wrong where something has.
         pairs = self._answer_headers("application/json")
         return _whole(error.code.http_status, pairs, error_to_json(error), headers, trailers)
 
     def _answer_headers(self, content_type: str) -> HeaderList:
         return [("content-type", content_type)]
-
-    # A unary method has no streams: its shells never come here.
-
-    def feed(self, chunk: bytes) -> Iterator[Any]:
-        raise NotImplementedError
-
-    def feed_end(self) -> None:
-        raise NotImplementedError
-
-    @property
-    def wanted(self) -> int:
-        raise NotImplementedError
-
-    def start(self, headers: HeaderInput | None) -> ResponseHead:
-        raise NotImplementedError
-
-    def send(self, message: Any) -> bytes:
-        raise NotImplementedError
-
-    def finish(self, error: ConnectError | None, trailers: HeaderInput | None) -> bytes:
-        raise NotImplementedError
 
 
 def accept_encoding(settings: ClientSettings) -> tuple[str, str]:
@@ -175,13 +156,13 @@ def accept_encoding(settings: ClientSettings) -> tuple[str, str]:
 
 def _whole(
     status: int, pairs: HeaderList, body: bytes, headers: HeaderInput | None, trailers: HeaderInput | None
-) -> Response:
+) -> WholeResponse:
     pairs.append(("content-length", str(len(body))))
     if headers:
         pairs.extend(checked(headers))
     if trailers:
         pairs.extend((TRAILER_PREFIX + name, value) for name, value in checked(trailers))
-    return Response(status, pairs, body)
+    return WholeResponse(status, pairs, body)
 
 
 class ConnectUnaryClient(UnaryClient):
@@ -211,19 +192,14 @@ class ConnectUnaryClient(UnaryClient):
     def request(
         self, message: Any, extra_headers: HeaderInput | None, timeout_ms: int | None
     ) -> tuple[HTTPRequest, bytes | None]:
-        self._check(message)
+        if not isinstance(message, self._method.input):
+            raise wrong_input(self._method, message)
         headers = self._headers.build(extra_headers, timeout_ms)
         body, compressed = self._writer.write(message)
         if compressed:
             assert self._settings.send_compression is not None
             headers.append(("content-encoding", self._settings.send_compression.name))
         return HTTPRequest("POST", self._url, headers), body
-
-    def _check(self, message: Any) -> None:
-        if not isinstance(message, self._method.input):
-            raise TypeError(
-                f"{self._method.path} takes a {self._method.input.DESCRIPTOR.full_name}, not a {type(message).__name__}"
-            )
 
     def response(
         self,
@@ -279,15 +255,13 @@ class ConnectUnaryClient(UnaryClient):
         return decompress(compression, body, limit, ConnectErrorCode.INTERNAL)
 
     def _error(self, status: int, received: str, headers: HeaderView, body: bytes) -> ConnectError:
-        inferred = ConnectErrorCode.from_http_status(status)
+        inferred = error_from_http(status)
         if received == "application/json":
             try:
-                error = error_from_json(self._decompress(headers, body), inferred)
+                return error_from_json(self._decompress(headers, body), inferred.code) or inferred
             except ConnectError:
-                error = None  # what cannot be read says less than the status
-            if error is not None:
-                return error
-        return ConnectError(inferred, f"HTTP status {status}")
+                pass  # what cannot be read says less than the status
+        return inferred
 
 
 def _metadata(headers: HeaderView) -> Metadata:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from connectrpc._core.pieces import keep
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from connectrpc._core.pieces import Pieces
 
 __all__ = ["COMPRESSED", "HEADER_SIZE", "LAST_MAX_BYTES", "EnvelopeReader", "envelope"]
 
@@ -35,7 +38,7 @@ def envelope(flags: int, payload: bytes) -> bytes:
 
 
 class EnvelopeReader:
-    """Takes a stream apart, whatever pieces it comes in. A payload is copied once.
+    """Takes a stream apart, whatever pieces it comes in. A payload is copied once, and twice if the pieces are tiny.
 
     Args:
         max_bytes: the longest payload to accept, or None. One that announces more fails before any of it is kept.
@@ -49,7 +52,7 @@ class EnvelopeReader:
         self._last = last
         self._flags = 0
         self._length: int | None = None  # of the payload; None while its header is not complete
-        self._parts: list[bytes] = []  # of the header or payload that is not complete
+        self._parts: Pieces = []  # of the header or payload that is not complete
         self._buffered = 0  # bytes in the parts
 
     @property
@@ -78,13 +81,11 @@ class EnvelopeReader:
                 if length == size - HEADER_SIZE and (self._max_bytes is None or length <= self._max_bytes):
                     return ((flags, data[HEADER_SIZE:]),)
             return self._feed(data)
-        self._parts.append(data)
-        self._buffered += size
         if size < missing:
+            keep(self._parts, data)
+            self._buffered += size
             return ()
-        whole = b"".join(self._parts)
-        self._parts.clear()
-        self._buffered = 0
+        whole = self._join(data) if self._parts else data
         if self._length is None:
             self._begin(*_HEADER.unpack(whole))
             if self._length:
@@ -131,13 +132,16 @@ class EnvelopeReader:
         stop = position + size - self._buffered
         if stop > len(data):
             if position < len(data):
-                self._parts.append(data[position:])
+                keep(self._parts, data[position:])
                 self._buffered += len(data) - position
             return None, len(data)
         piece = data[position:stop]
-        if self._parts:
-            self._parts.append(piece)
-            piece = b"".join(self._parts)
-            self._parts.clear()
-            self._buffered = 0
-        return piece, stop
+        return (self._join(piece) if self._parts else piece), stop
+
+    def _join(self, last: bytes) -> bytes:
+        """The header or payload that ``last`` completes."""
+        self._parts.append(last)
+        whole = b"".join(self._parts)
+        self._parts.clear()
+        self._buffered = 0
+        return whole

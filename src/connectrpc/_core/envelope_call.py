@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from connectrpc._core.call import ServerCall, exactly_one
+from connectrpc._core.call import StreamClient, StreamServerCall, exactly_one, wrong_input, wrong_output
 from connectrpc._core.envelope import COMPRESSED, HEADER_SIZE, EnvelopeReader, envelope
-from connectrpc._core.http import Response
-from connectrpc._core.message import MessageReader, MessageWriter, choose_compression
+from connectrpc._core.http import HTTPRequest, WholeResponse
+from connectrpc._core.message import MessageReader, MessageWriter, choose_compression, encode
+from connectrpc._core.request_headers import RequestHeaders, media_type
+from connectrpc._core.wire_error import error_from_http
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from connectrpc._core.call import ServerMethod
-    from connectrpc._core.http import RequestHead
+    from connectrpc._core.call import ClientSettings, ServerMethod
+    from connectrpc._core.http import HeaderView, RequestHead
+    from connectrpc.compression import Compression
     from connectrpc.headers import HeaderInput
+    from connectrpc.method import Method
 
-__all__ = ["EnvelopeServerCall"]
+__all__ = ["EnvelopeServerCall", "EnvelopeStreamClient"]
 
 
-class EnvelopeServerCall(ServerCall):
+class EnvelopeServerCall(StreamServerCall):
     """A call whose messages travel in envelopes. What a protocol adds is ``open``, ``start`` and ``finish``."""
 
     __slots__ = ("_compression", "_envelopes", "_reader", "_server", "_taken", "_writer")
@@ -99,26 +104,112 @@ class EnvelopeServerCall(ServerCall):
 
     def send(self, message: Any) -> bytes:
         if not isinstance(message, self.method.output):
-            raise TypeError(
-                f"{self.method.python_name}() gave {type(message).__name__}: expected "
-                f"{self.method.output.DESCRIPTOR.full_name} or a ConnectError"
-            )
-        payload, compressed = self._writer.write(message)
+            raise wrong_output(self.method, message, "{} or a ConnectError")
+        payload, compressed = self._writer.finish(encode(self._server.codec, message))
         return envelope(COMPRESSED if compressed else 0, payload)
 
-    def respond(self, message: Any, headers: HeaderInput | None, trailers: HeaderInput | None) -> Response:
+    def respond(self, message: Any, headers: HeaderInput | None, trailers: HeaderInput | None) -> WholeResponse:
         return self._whole(headers, self.send(message) + self.finish(None, trailers))
 
-    def respond_with(self, payload: bytes, headers: HeaderInput | None, trailers: HeaderInput | None) -> Response:
+    def respond_with(self, payload: bytes, headers: HeaderInput | None, trailers: HeaderInput | None) -> WholeResponse:
         payload, compressed = self._writer.finish(payload)
         return self._whole(headers, envelope(COMPRESSED if compressed else 0, payload) + self.finish(None, trailers))
 
     def fail(
         self, error: ConnectError, headers: HeaderInput | None = None, trailers: HeaderInput | None = None
-    ) -> Response:
+    ) -> WholeResponse:
         return self._whole(headers, self.finish(error, trailers))
 
-    def _whole(self, headers: HeaderInput | None, body: bytes) -> Response:
+    def _whole(self, headers: HeaderInput | None, body: bytes) -> WholeResponse:
         head = self.start(headers)
         head.headers.append(("content-length", str(len(body))))
-        return Response(head.status, head.headers, body)
+        return WholeResponse(head.status, head.headers, body)
+
+
+class EnvelopeStreamClient(StreamClient):
+    """A method whose messages travel in envelopes, as one client calls it. What a protocol adds is ``call``, and names.
+
+    Attributes:
+        content_type: the media type of requests.
+        media_types: those that an answer may have.
+    """
+
+    __slots__ = ("_headers", "_url", "_writer", "content_type", "media_types", "method", "settings")
+
+    media_type: str
+    """The media type without the name of a codec."""
+
+    family: str
+    """What the media types of the protocol, and of its variants, begin with."""
+
+    protocol_header: tuple[str, str]
+
+    encoding_header: str
+    """The header for what messages are compressed with."""
+
+    accept_header: tuple[str, str]
+    """The header for what those of the answer may be compressed with, and what stands between its values."""
+
+    last: int
+    """The flag of the envelope that ends an answer; 0 where none does."""
+
+    def __init__(self, method: Method[Any, Any], settings: ClientSettings) -> None:
+        self.method = method
+        self.settings = settings
+        self.content_type = f"{self.media_type}+{settings.codec.name}"
+        self.media_types = {self.content_type}
+        self._url = settings.base_url + method.path
+        self._writer = MessageWriter(
+            settings.codec, settings.send_compression, settings.compress_min_bytes, settings.send_max_bytes
+        )
+        # Accept-Encoding says that the body as a whole is not to be compressed, which is no part of the protocol.
+        headers = [("content-type", self.content_type), self.protocol_header, ("accept-encoding", "identity")]
+        if settings.send_compression is not None:
+            headers.append((self.encoding_header, settings.send_compression.name))
+        if settings.accept_compressions:
+            name, separator = self.accept_header
+            headers.append((name, separator.join(settings.accept_compressions)))
+        self._headers = RequestHeaders(settings, headers, self.timeout_header)
+
+    @staticmethod
+    @abc.abstractmethod
+    def timeout_header(milliseconds: int) -> tuple[str, str] | None:
+        """The header that tells a server how long a call may take, or None when it cannot be said."""
+
+    def request(self, extra_headers: HeaderInput | None, timeout_ms: int | None) -> HTTPRequest:
+        return HTTPRequest("POST", self._url, self._headers.build(extra_headers, timeout_ms))
+
+    def send(self, message: Any) -> bytes:
+        if not isinstance(message, self.method.input):
+            raise wrong_input(self.method, message)
+        payload, compressed = self._writer.write(message)
+        return envelope(COMPRESSED if compressed else 0, payload)
+
+    def open_answer(self, status: int, headers: HeaderView) -> MessageReader[Any]:
+        """What makes messages of the answer with this head.
+
+        Raises:
+            ConnectError: the answer is none to a call of this method.
+        """
+        received = media_type(headers.get("content-type"))
+        if status != 200:
+            raise self._refusal(status, received, headers)
+        if received not in self.media_types:
+            code = ConnectErrorCode.INTERNAL if received.startswith(self.family) else ConnectErrorCode.UNKNOWN
+            raise ConnectError(code, f"the answer's content-type is {received!r}, not {self.content_type!r}")
+        encoding = (headers.get(self.encoding_header) or "identity").strip().lower()
+        compression = self.settings.accept_compressions.get(encoding)
+        if compression is None and encoding != "identity":
+            raise ConnectError(ConnectErrorCode.INTERNAL, f"the answer's compression {encoding!r} is not one we accept")
+        return self.reader(compression)
+
+    def _refusal(self, status: int, received: str, headers: HeaderView) -> ConnectError:  # noqa: ARG002
+        """What another HTTP status than 200 means."""
+        return error_from_http(status)
+
+    def reader(self, compression: Compression | None) -> MessageReader[Any]:
+        """What makes messages of an answer that is compressed like this."""
+        settings = self.settings
+        return MessageReader(
+            settings.codec, self.method.output, compression, settings.read_max_bytes, ConnectErrorCode.INTERNAL
+        )

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
 
-from connectrpc._core.call import StreamClient, StreamClientCall, UnaryClient
+from connectrpc._core.call import StreamClientCall, UnaryClient
 from connectrpc._core.envelope import COMPRESSED, HEADER_SIZE, LAST_MAX_BYTES, EnvelopeReader, envelope
-from connectrpc._core.envelope_call import EnvelopeServerCall
+from connectrpc._core.envelope_call import EnvelopeServerCall, EnvelopeStreamClient
 from connectrpc._core.grpc_status import DETAILS, MESSAGE, STATUS, error_from_status, status_of
-from connectrpc._core.http import HTTPRequest, Response, ResponseHead
-from connectrpc._core.message import MessageReader, MessageWriter
+from connectrpc._core.http import ResponseHead, WholeResponse
 from connectrpc._core.metadata import checked, split_trailers_only
 from connectrpc._core.plain import PlainServerMethod
-from connectrpc._core.request_headers import RequestHeaders, media_type
 from connectrpc._core.timeout import format_grpc_timeout, parse_grpc_timeout
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.method import MethodKind
@@ -27,17 +25,16 @@ from connectrpc.method import MethodKind
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from connectrpc._core.call import ClientSettings, Metadata, ServerSettings
-    from connectrpc._core.http import HeaderList, HeaderView, RequestHead
+    from connectrpc._core.call import ClientSettings, ServerSettings
+    from connectrpc._core.http import HeaderList, HeaderView, HTTPRequest, RequestHead
+    from connectrpc._core.metadata import Metadata
     from connectrpc._core.plain import PlainServerCall
     from connectrpc.codec import Codec
-    from connectrpc.compression import Compression
     from connectrpc.headers import HeaderInput
     from connectrpc.method import Method
 
 __all__ = [
     "GrpcClientCall",
-    "GrpcRequests",
     "GrpcServerCall",
     "GrpcServerMethod",
     "GrpcStreamClient",
@@ -60,21 +57,12 @@ class GrpcServerMethod(PlainServerMethod):
         named = f"{self.media_type}+{codec.name}"
         # Without a name, it is Protobuf's binary encoding.
         self.media_types = (named, self.media_type) if codec.name == "proto" else (named,)
+        self.may_be_plain = self.may_be_plain and method.kind is MethodKind.UNARY
+        self.plain_headers = tuple(self.headers(None))
+        self.plain_trailers = tuple(status_of(None))
 
     def call(self, head: RequestHead) -> GrpcServerCall:
         return GrpcServerCall(self, head)
-
-    @property
-    def may_be_plain(self) -> bool:
-        return self.method.kind is MethodKind.UNARY and super().may_be_plain
-
-    @property
-    def plain_headers(self) -> HeaderList:
-        return self.headers(None)
-
-    @property
-    def plain_trailers(self) -> HeaderList | None:
-        return status_of(None)
 
     def is_plain(self, body: bytes) -> bool:
         size = len(body) - HEADER_SIZE
@@ -83,7 +71,7 @@ class GrpcServerMethod(PlainServerMethod):
     def read_plain(self, body: bytes) -> Any:
         return super().read_plain(body[HEADER_SIZE:])
 
-    def write_plain(self, result: object, call: PlainServerCall) -> bytes | Response:
+    def write_plain(self, result: object, call: PlainServerCall) -> bytes | WholeResponse:
         answer = super().write_plain(result, call)
         return envelope(0, answer) if isinstance(answer, bytes) else answer
 
@@ -132,93 +120,69 @@ class GrpcServerCall(EnvelopeServerCall):
     def _status(self, error: ConnectError | None, trailers: HeaderInput | None) -> HeaderList:
         return [*status_of(error), *(checked(trailers) if trailers else ())]
 
-    def _whole(self, headers: HeaderInput | None, body: bytes) -> Response:
+    def _whole(self, headers: HeaderInput | None, body: bytes) -> WholeResponse:
         head = self.start(headers)
-        return Response(head.status, head.headers, body, self.trailers)
+        return WholeResponse(head.status, head.headers, body, self.trailers)
 
     def fail(
         self, error: ConnectError, headers: HeaderInput | None = None, trailers: HeaderInput | None = None
-    ) -> Response:
+    ) -> WholeResponse:
         if self.head.can_send_trailers:
             return super().fail(error, headers, trailers)
         # "Trailers-Only", as nearly as can be. Elsewhere it is not used: servers end it with an empty part of a body,
         # and some clients do not take it for what it is then.
         head = self.start(headers)
-        return Response(head.status, [*head.headers, *self._status(error, trailers)], b"")
+        return WholeResponse(head.status, [*head.headers, *self._status(error, trailers)], b"")
 
 
-class GrpcRequests:
-    """The requests for one method, as one client sends them."""
+class GrpcStreamClient(EnvelopeStreamClient):
+    """A method of any kind as one client calls it."""
 
-    __slots__ = ("_headers", "_url", "_writer", "content_type", "method", "settings")
+    __slots__ = ()
 
     media_type = GrpcServerMethod.media_type
+    family = GrpcServerMethod.media_type
     protocol_header = ("te", "trailers")
+    encoding_header = "grpc-encoding"
+    accept_header = ("grpc-accept-encoding", ",")
     last = 0
-    """The flag of the envelope that ends an answer, if one does."""
 
     def __init__(self, method: Method[Any, Any], settings: ClientSettings) -> None:
-        self.method = method
-        self.settings = settings
-        self.content_type = f"{self.media_type}+{settings.codec.name}"
-        self._url = settings.base_url + method.path
-        self._writer = MessageWriter(
-            settings.codec, settings.send_compression, settings.compress_min_bytes, settings.send_max_bytes
-        )
-        # Accept-Encoding says that the body as a whole is not to be compressed, which is no part of the protocol.
-        headers = [("content-type", self.content_type), self.protocol_header, ("accept-encoding", "identity")]
-        if settings.send_compression is not None:
-            headers.append(("grpc-encoding", settings.send_compression.name))
-        if settings.accept_compressions:
-            headers.append(("grpc-accept-encoding", ",".join(settings.accept_compressions)))
-        self._headers = RequestHeaders(settings, headers, _timeout)
+        super().__init__(method, settings)
+        if settings.codec.name == "proto":
+            self.media_types.add(self.media_type)
 
-    def request(self, extra_headers: HeaderInput | None, timeout_ms: int | None) -> HTTPRequest:
-        return HTTPRequest("POST", self._url, self._headers.build(extra_headers, timeout_ms))
-
-    def send(self, message: Any) -> bytes:
-        if not isinstance(message, self.method.input):
-            raise TypeError(
-                f"{self.method.path} takes a {self.method.input.DESCRIPTOR.full_name}, not a {type(message).__name__}"
-            )
-        payload, compressed = self._writer.write(message)
-        return envelope(COMPRESSED if compressed else 0, payload)
-
-    def reader(self, compression: Compression | None) -> MessageReader[Any]:
-        """What makes messages of an answer that is compressed like this."""
-        settings = self.settings
-        return MessageReader(
-            settings.codec, self.method.output, compression, settings.read_max_bytes, ConnectErrorCode.INTERNAL
-        )
+    @staticmethod
+    def timeout_header(milliseconds: int) -> tuple[str, str]:
+        return "grpc-timeout", format_grpc_timeout(milliseconds)
 
     def call(self) -> GrpcClientCall:
         return GrpcClientCall(self)
 
-
-def _timeout(milliseconds: int) -> tuple[str, str]:
-    return "grpc-timeout", format_grpc_timeout(milliseconds)
+    def _refusal(self, status: int, received: str, headers: HeaderView) -> ConnectError:
+        # doc/http-grpc-status-mapping.md: the status of HTTP counts where there is none of gRPC.
+        said = received.startswith(self.media_type) and headers.get(STATUS) is not None
+        return (_error_in(headers) if said else None) or super()._refusal(status, received, headers)
 
 
 class GrpcUnaryClient(UnaryClient):
     """A method that takes and gives one message, as one client calls it. On the wire it is a stream like any other."""
 
-    __slots__ = ("_plain_media_types", "_plain_reader", "_requests", "body_limit")
+    __slots__ = ("_media_types", "_plain_reader", "_stream", "body_limit")
 
-    requests = GrpcRequests
+    stream = GrpcStreamClient
 
     def __init__(self, method: Method[Any, Any], settings: ClientSettings) -> None:
-        self._requests = requests = self.requests(method, settings)
+        self._stream = stream = self.stream(method, settings)
         limit = settings.read_max_bytes
         self.body_limit = None if limit is None else limit + LAST_MAX_BYTES + 2 * HEADER_SIZE
-        self._plain_media_types = {requests.content_type}
-        if settings.codec.name == "proto":
-            self._plain_media_types.add(requests.media_type)
-        self._plain_reader = requests.reader(None)
+        self._media_types = stream.media_types
+        self._plain_reader = stream.reader(None)
 
     def request(
         self, message: Any, extra_headers: HeaderInput | None, timeout_ms: int | None
     ) -> tuple[HTTPRequest, bytes | None]:
-        return self._requests.request(extra_headers, timeout_ms), self._requests.send(message)
+        return self._stream.request(extra_headers, timeout_ms), self._stream.send(message)
 
     def response(
         self, status: int, headers: HeaderView, body: bytes, trailers: HeaderView | None = None
@@ -227,7 +191,7 @@ class GrpcUnaryClient(UnaryClient):
             message = self._plain_message(status, headers, body, trailers)
             if message is not None:
                 return message, functools.partial(_metadata, headers, trailers)
-        call = self._requests.call()
+        call = self._stream.call()
         call.head(status, headers)
         messages = list(itertools.islice(call.feed(body), _MANY))
         if len(messages) < _MANY:
@@ -242,7 +206,7 @@ class GrpcUnaryClient(UnaryClient):
         if (
             status == 200
             and trailers.get(STATUS) == "0"
-            and headers.get("content-type") in self._plain_media_types
+            and headers.get("content-type") in self._media_types
             and headers.get("grpc-encoding") is None
             and body[:1] == b"\0"
             and int.from_bytes(body[1:HEADER_SIZE], "big") == len(body) - HEADER_SIZE
@@ -258,54 +222,24 @@ _MANY = 16
 """So many messages where there should be one are not read to their end, which may say what went wrong."""
 
 
-class GrpcStreamClient(StreamClient):
-    """A method with a stream on either side, as one client calls it."""
-
-    __slots__ = ("_requests",)
-
-    requests = GrpcRequests
-
-    def __init__(self, method: Method[Any, Any], settings: ClientSettings) -> None:
-        self._requests = self.requests(method, settings)
-
-    def call(self) -> GrpcClientCall:
-        return self._requests.call()
-
-    def request(self, extra_headers: HeaderInput | None, timeout_ms: int | None) -> HTTPRequest:
-        return self._requests.request(extra_headers, timeout_ms)
-
-    def send(self, message: Any) -> bytes:
-        return self._requests.send(message)
-
-
 class GrpcClientCall(StreamClientCall):
     """The answer to a call of any kind."""
 
-    __slots__ = ("_envelopes", "_headers", "_messages", "_reader", "_requests", "_trailers")
+    __slots__ = ("_client", "_envelopes", "_headers", "_messages", "_reader", "_trailers")
 
-    def __init__(self, requests: GrpcRequests) -> None:
-        self._requests = requests
-        self._envelopes = EnvelopeReader(requests.settings.read_max_bytes, requests.last)
+    def __init__(self, client: GrpcStreamClient) -> None:
+        self._client = client
+        self._envelopes = EnvelopeReader(client.settings.read_max_bytes, client.last)
         self._headers: HeaderView | None = None
         self._messages = 0
         self._trailers: HeaderView | None = None
 
     def head(self, status: int, headers: HeaderView) -> None:
         self._headers = headers
-        settings, requests = self._requests.settings, self._requests
-        received, expected = media_type(headers.get("content-type")), requests.content_type
-        if status != 200:
-            raise self._told(_refusal(status, headers if received.startswith(requests.media_type) else None))
-        if received != expected and not (received == requests.media_type and settings.codec.name == "proto"):
-            code = ConnectErrorCode.INTERNAL if received.startswith("application/grpc") else ConnectErrorCode.UNKNOWN
-            raise self._told(ConnectError(code, f"the answer's content-type is {received!r}, not {expected!r}"))
-        encoding = (headers.get("grpc-encoding") or "identity").strip().lower()
-        compression = settings.accept_compressions.get(encoding)
-        if compression is None and encoding != "identity":
-            raise self._told(
-                ConnectError(ConnectErrorCode.INTERNAL, f"the answer's compression {encoding!r} is not one we accept")
-            )
-        self._reader = requests.reader(compression)
+        try:
+            self._reader = self._client.open_answer(status, headers)
+        except ConnectError as error:
+            raise self._told(error)  # noqa: B904  it is the same error
 
     def feed(self, chunk: bytes) -> Iterator[Any]:
         try:
@@ -363,13 +297,6 @@ class GrpcClientCall(StreamClientCall):
         """``error``, which can tell the headers and trailers."""
         error._read_metadata = functools.partial(GrpcClientCall.metadata, self)
         return error
-
-
-def _refusal(status: int, headers: HeaderView | None) -> ConnectError:
-    """What another HTTP status than 200 means, with the headers of an answer that is gRPC's all the same."""
-    # doc/http-grpc-status-mapping.md: the status of HTTP counts where there is none of gRPC.
-    told = None if headers is None or headers.get(STATUS) is None else _error_in(headers)
-    return told or ConnectError(ConnectErrorCode.from_http_status(status), f"HTTP status {status}")
 
 
 def _error_in(said: HeaderView) -> ConnectError | None:

@@ -6,7 +6,7 @@ served.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
 
@@ -14,7 +14,6 @@ from connectrpc._core.envelope import COMPRESSED, envelope
 from connectrpc._core.envelope_call import EnvelopeServerCall
 from connectrpc._core.grpc import (
     GrpcClientCall,
-    GrpcRequests,
     GrpcServerCall,
     GrpcServerMethod,
     GrpcStreamClient,
@@ -23,8 +22,11 @@ from connectrpc._core.grpc import (
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
+    from connectrpc._core.call import ServerSettings
     from connectrpc._core.http import RequestHead
+    from connectrpc.codec import Codec
     from connectrpc.headers import HeaderInput
+    from connectrpc.method import Method
 
 __all__ = ["GrpcWebServerMethod", "GrpcWebStreamClient", "GrpcWebUnaryClient"]
 
@@ -38,7 +40,10 @@ class GrpcWebServerMethod(GrpcServerMethod):
     __slots__ = ()
 
     media_type = "application/grpc-web"
-    may_be_plain = False
+
+    def __init__(self, method: Method[Any, Any], codec: Codec, settings: ServerSettings) -> None:
+        super().__init__(method, codec, settings)
+        self.may_be_plain = False
 
     def call(self, head: RequestHead) -> GrpcWebServerCall:
         return GrpcWebServerCall(self, head)
@@ -62,8 +67,8 @@ class GrpcWebServerCall(GrpcServerCall):
     fail = EnvelopeServerCall.fail
 
 
-class GrpcWebRequests(GrpcRequests):
-    """The requests for one method, as one client sends them."""
+class GrpcWebStreamClient(GrpcStreamClient):
+    """A method of any kind as one client calls it."""
 
     __slots__ = ()
 
@@ -80,15 +85,7 @@ class GrpcWebUnaryClient(GrpcUnaryClient):
 
     __slots__ = ()
 
-    requests = GrpcWebRequests
-
-
-class GrpcWebStreamClient(GrpcStreamClient):
-    """A method with a stream on either side, as one client calls it."""
-
-    __slots__ = ()
-
-    requests = GrpcWebRequests
+    stream = GrpcWebStreamClient
 
 
 class GrpcWebClientCall(GrpcClientCall):

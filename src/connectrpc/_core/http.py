@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from multidict import CIMultiDict
 
-__all__ = ["HTTPRequest", "HeaderList", "HeaderView", "RequestHead", "Response", "ResponseHead"]
+__all__ = ["HTTPRequest", "HeaderList", "HeaderView", "RequestHead", "ResponseHead", "WholeResponse"]
 
 HeaderList = list[tuple[str, str]]
 """Names and values in the order in which they are sent."""
@@ -74,7 +74,7 @@ class ResponseHead:
         self.headers = headers
 
 
-class Response:
+class WholeResponse:
     """A whole answer. ``trailers`` is None for an answer that has none, not even an empty block of them."""
 
     __slots__ = ("body", "headers", "status", "trailers")

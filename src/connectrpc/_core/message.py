@@ -18,7 +18,19 @@ if TYPE_CHECKING:
     from connectrpc.codec import Codec
     from connectrpc.compression import Compression
 
-__all__ = ["MessageReader", "MessageWriter", "choose_compression", "too_large"]
+__all__ = [
+    "MessageReader",
+    "MessageWriter",
+    "UnencodableError",
+    "choose_compression",
+    "compress",
+    "decode",
+    "decompress",
+    "encode",
+    "limited",
+    "too_large",
+    "undecodable",
+]
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -143,6 +155,22 @@ def decompress(compression: Compression, payload: bytes, max_bytes: int | None, 
         raise ConnectError(fault, f"the message is not valid {compression.name}") from error
 
 
+class UnencodableError(Exception):
+    """What a handler gave is of the right type, but has no bytes in the call's codec. The cause is what that raised."""
+
+
+def encode(codec: Codec, message: Message) -> bytes:
+    """``message``, which a handler gave, as bytes.
+
+    Raises:
+        UnencodableError: the codec has none for it.
+    """
+    try:
+        return codec.encode(message)
+    except Exception as error:
+        raise UnencodableError from error
+
+
 class MessageWriter:
     """Makes payloads of the messages of one call.
 
@@ -170,8 +198,7 @@ class MessageWriter:
         Raises:
             ConnectError: ``resource_exhausted``: the message is too large.
         """
-        payload = self._encode(message)
-        return (payload, False) if self._plain else self.finish(payload)
+        return self.finish(self._encode(message))
 
     def finish(self, payload: bytes) -> tuple[bytes, bool]:
         """``write``, for a message that is encoded already.
@@ -179,7 +206,7 @@ class MessageWriter:
         Raises:
             ConnectError: as ``write``.
         """
-        return self.compress(limited(payload, self._max_bytes))
+        return (payload, False) if self._plain else self.compress(limited(payload, self._max_bytes))
 
     def compress(self, payload: bytes) -> tuple[bytes, bool]:
         """``payload``, compressed if that is wanted, and whether it is."""

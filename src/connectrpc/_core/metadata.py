@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from connectrpc._core.http import HeaderList
     from connectrpc.headers import HeaderInput
 
-__all__ = ["TRAILER_PREFIX", "checked", "split_trailers", "split_trailers_only"]
+__all__ = ["TRAILER_PREFIX", "Metadata", "checked", "split_trailers", "split_trailers_only"]
+
+Metadata = tuple[CIMultiDict[str], CIMultiDict[str]]
+"""The headers and the trailers of an answer."""
 
 TRAILER_PREFIX = "trailer-"
 """What marks a trailer among the headers of a unary Connect answer."""
@@ -68,7 +71,7 @@ def checked(metadata: HeaderInput) -> HeaderList:
     return pairs
 
 
-def split_trailers(pairs: Iterable[tuple[str, str]]) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
+def split_trailers(pairs: Iterable[tuple[str, str]]) -> Metadata:
     """The headers and the trailers of a unary Connect answer, whose trailers are marked headers."""
     headers: CIMultiDict[str] = CIMultiDict()
     trailers: CIMultiDict[str] = CIMultiDict()
@@ -80,7 +83,7 @@ def split_trailers(pairs: Iterable[tuple[str, str]]) -> tuple[CIMultiDict[str], 
     return headers, trailers
 
 
-def split_trailers_only(pairs: Iterable[tuple[str, str]]) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
+def split_trailers_only(pairs: Iterable[tuple[str, str]]) -> Metadata:
     """The headers and the trailers of an answer that has one block for both: what the application says are trailers."""
     headers: CIMultiDict[str] = CIMultiDict()
     trailers: CIMultiDict[str] = CIMultiDict()

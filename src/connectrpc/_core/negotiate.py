@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from connectrpc._core.connect_get import ConnectGetServerMethod, parse_query
+from connectrpc._core.connect_get import ConnectGetServerCall, parse_query
 from connectrpc._core.connect_stream import ConnectStreamServerMethod
 from connectrpc._core.connect_unary import ConnectUnaryServerMethod
 from connectrpc._core.grpc import GrpcServerMethod
 from connectrpc._core.grpc_web import GrpcWebServerMethod
-from connectrpc._core.http import Response
+from connectrpc._core.http import WholeResponse
 from connectrpc._core.plain import PlainServerMethod
 from connectrpc._core.request_headers import media_type
 from connectrpc.errors import ConnectError
@@ -48,7 +48,7 @@ class Endpoint:
         self.method = method
         self.handler = handler
         self.by_media_type: dict[str, ServerMethod] = {}
-        self.by_encoding: dict[str, ServerMethod] = {}
+        self.by_encoding: dict[str, ConnectUnaryServerMethod] = {}
         """How the method is served by GET, by the name of the codec; empty when it is not."""
         for codec in codecs:
             server: ServerMethod
@@ -56,48 +56,49 @@ class Endpoint:
                 server = make(method, codec, settings)
                 self.by_media_type.update(dict.fromkeys(server.media_types, server))
             if method.kind is MethodKind.UNARY:
-                server = ConnectUnaryServerMethod(method, codec, settings)
+                server = unary = ConnectUnaryServerMethod(method, codec, settings)
                 if method.idempotency_level is IdempotencyLevel.NO_SIDE_EFFECTS:
-                    self.by_encoding[codec.name] = ConnectGetServerMethod(method, codec, settings)
+                    self.by_encoding[codec.name] = unary
             else:
                 server = ConnectStreamServerMethod(method, codec, settings)
             self.by_media_type.update(dict.fromkeys(server.media_types, server))
         self.allow = "GET, POST" if self.by_encoding else "POST"
         self._accept_post = ", ".join(self.by_media_type)
 
-    def find(self, content_type: str | None) -> ServerMethod | None:
-        """How the method is served in a media type; None when it is not."""
+    def call(self, head: RequestHead) -> ServerCall | None:
+        """The call that a POST begins; None when the method is not served in its media type."""
         # Most requests spell it just as we do, and need no parsing.
-        found = self.by_media_type.get(content_type or "")
-        return found if found is not None else self.by_media_type.get(media_type(content_type))
+        server = self.by_media_type.get(head.content_type or "")
+        if server is None:
+            server = self.by_media_type.get(media_type(head.content_type))
+        return None if server is None else server.call(head)
 
-    def find_get(self, query: str) -> ServerMethod | None:
-        """How the method is served by GET in the encoding that a query names; None when it is not."""
-        encoding = parse_query(query).get("encoding")
-        if encoding is None:
-            # Any will do to say so in the terms of the protocol.
-            return next(iter(self.by_encoding.values()))
-        return self.by_encoding.get(encoding)
+    def call_get(self, head: RequestHead) -> ServerCall | None:
+        """The call that a GET begins; None when the method is not served in the encoding that the query names."""
+        query = parse_query(head.query)
+        encoding = query.get("encoding")
+        # Where none is named, any will do to say so in the terms of the protocol.
+        server = next(iter(self.by_encoding.values())) if encoding is None else self.by_encoding.get(encoding)
+        return None if server is None else ConnectGetServerCall(server, head, query)
 
-    def unsupported_media_type(self) -> Response:
+    def unsupported_media_type(self) -> WholeResponse:
         """RFC 9110 section 15.5.16."""
         return plain_response(415, "Unsupported Media Type", [("accept-post", self._accept_post)])
 
 
-def negotiate(endpoints: Mapping[str, Endpoint], head: RequestHead) -> tuple[Endpoint, ServerCall] | Response:
+def negotiate(endpoints: Mapping[str, Endpoint], head: RequestHead) -> tuple[Endpoint, ServerCall] | WholeResponse:
     """The endpoint and the call that a request begins; or the answer, when it is no call or one that cannot go on."""
     endpoint = endpoints.get(head.path)
     if endpoint is None:
         return plain_response(404, "Not Found", [])
     if head.http_method == "POST":
-        server = endpoint.find(head.content_type)
+        call = endpoint.call(head)
     elif head.http_method == "GET" and endpoint.by_encoding:
-        server = endpoint.find_get(head.query)
+        call = endpoint.call_get(head)
     else:
         return plain_response(405, "Method Not Allowed", [("allow", endpoint.allow)])
-    if server is None:
+    if call is None:
         return endpoint.unsupported_media_type()
-    call = server.call(head)
     try:
         call.open()
     except ConnectError as error:
@@ -134,10 +135,10 @@ def plain_endpoints(
     }
 
 
-def plain_response(status: int, reason: str, headers: HeaderList) -> Response:
+def plain_response(status: int, reason: str, headers: HeaderList) -> WholeResponse:
     """An answer that is HTTP alone: what asked is not an RPC."""
     body = reason.encode()
-    return Response(
+    return WholeResponse(
         status,
         [("content-type", "text/plain; charset=utf-8"), ("content-length", str(len(body))), *headers],
         body,

@@ -7,11 +7,10 @@ take the long way, which can begin at any point of the short one.
 
 from __future__ import annotations
 
-import abc
 from typing import TYPE_CHECKING, Any
 
 from connectrpc._core.call import ServerMethod
-from connectrpc._core.message import undecodable
+from connectrpc._core.message import UnencodableError, undecodable
 from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectErrorCode
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from multidict import CIMultiDict
 
     from connectrpc._core.call import ServerCall, ServerSettings
-    from connectrpc._core.http import HeaderList, RequestHead, Response
+    from connectrpc._core.http import RequestHead, WholeResponse
     from connectrpc.codec import Codec
     from connectrpc.method import Method
     from connectrpc.request import Peer
@@ -44,29 +43,20 @@ class PlainServerMethod(ServerMethod):
         plain_trailers: those of its answer, or None where the protocol has none.
     """
 
-    __slots__ = ("_decode", "_encode", "plain_max_bytes")
+    __slots__ = ("_decode", "_encode", "may_be_plain", "plain_headers", "plain_max_bytes", "plain_trailers")
 
     plain_required: tuple[tuple[str, str], ...]
     plain_refused: frozenset[str]
+    plain_headers: tuple[tuple[str, str], ...]
+    plain_trailers: tuple[tuple[str, str], ...] | None
 
     def __init__(self, method: Method[Any, Any], codec: Codec, settings: ServerSettings) -> None:
         super().__init__(method, codec, settings)
         self._decode = codec.decode
         self._encode = codec.encode
+        self.may_be_plain = settings.max_timeout_ms is None  # with a limit of the service's, all have a deadline
         limit = settings.read_max_bytes
         self.plain_max_bytes = _PLAIN_MAX_BYTES if limit is None else min(limit, _PLAIN_MAX_BYTES)
-
-    @property
-    def may_be_plain(self) -> bool:
-        return self.settings.max_timeout_ms is None  # with a limit of the service's, all have a deadline
-
-    @property
-    @abc.abstractmethod
-    def plain_headers(self) -> HeaderList: ...
-
-    @property
-    @abc.abstractmethod
-    def plain_trailers(self) -> HeaderList | None: ...
 
     def is_plain(self, body: bytes) -> bool:
         """Whether a whole body may go the short way."""
@@ -84,7 +74,7 @@ class PlainServerMethod(ServerMethod):
             fault = ConnectErrorCode.INVALID_ARGUMENT
             raise undecodable(self.codec, self.method.input, fault, error) from error
 
-    def write_plain(self, result: object, call: PlainServerCall) -> bytes | Response:
+    def write_plain(self, result: object, call: PlainServerCall) -> bytes | WholeResponse:
         """The body of a 200 with ``plain_headers`` and ``plain_trailers``, or the answer of the long way.
 
         Raises:
@@ -92,7 +82,10 @@ class PlainServerMethod(ServerMethod):
         """
         if not isinstance(result, self.method.output):
             return call.long_way().answer(result)
-        payload = self._encode(result)
+        try:
+            payload = self._encode(result)
+        except Exception as error:
+            raise UnencodableError from error
         settings = self.settings
         if len(payload) >= settings.compress_min_bytes or settings.send_max_bytes is not None:
             return call.long_way().respond_with(payload, None, None)

@@ -1,4 +1,4 @@
-"""ConnectError to and from Connect's JSON."""
+"""ConnectError to and from Connect's JSON, and from answers that are no protocol's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from connectrpc._core.http import HeaderList
 
-__all__ = ["end_stream_from_json", "end_stream_to_json", "error_from_json", "error_to_json"]
+__all__ = ["end_stream_from_json", "end_stream_to_json", "error_from_http", "error_from_json", "error_to_json"]
 
 _dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
@@ -37,6 +37,19 @@ def _detail_to_object(detail: ConnectErrorDetail) -> dict[str, Any]:
             return wire  # it is no JSON value: it was for people only
         wire["debug"] = detail.debug
     return wire
+
+
+def error_from_http(status: int) -> ConnectError:
+    """What the answer of somebody means who knows of no RPC: a proxy, or another server."""
+    message = f"HTTP status {status}"
+    if status == 404:
+        message += ": nothing is served at this path (is the base URL right?)"
+    elif status in _REDIRECTS:
+        message += ": redirects are not followed"
+    return ConnectError(ConnectErrorCode.from_http_status(status), message)
+
+
+_REDIRECTS = (301, 302, 303, 307, 308)
 
 
 def error_to_json(error: ConnectError) -> bytes:

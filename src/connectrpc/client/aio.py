@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterable
+from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
-from connectrpc._core.chain import aclose_begun, build_chain
+from connectrpc._core.chain import aclose_begun, aclose_messages, build_chain
 from connectrpc.client.aio_stream import InterceptedStream, Stream, StreamCall, Within, messages_of
-from connectrpc.client.interception import coded, new_context, passing
+from connectrpc.client.interception import coded, given_to, new_request, passing
 from connectrpc.client.options import Procedures
 from connectrpc.errors import ConnectError
 from connectrpc.interceptors import Request, Response
@@ -20,16 +21,13 @@ from connectrpc.unary import UnaryOutput
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 
-    from multidict import CIMultiDict
-
     from connectrpc._core.call import StreamClient
     from connectrpc.client import ClientOptions
+    from connectrpc.client.interception import Received
     from connectrpc.deadline import Deadline
     from connectrpc.headers import HeaderInput
     from connectrpc.method import Method
     from connectrpc.streams import AsyncStreamCall, AsyncStreamOutput
-
-    Metadata = tuple[CIMultiDict[str], CIMultiDict[str]]
 
 __all__ = ["AsyncCaller"]
 
@@ -63,7 +61,7 @@ class AsyncCaller:
         timeout_seconds: float | None = None,
     ) -> ResT:
         """One message for one message."""
-        message, _ = await self._unary(method, req, extra_headers, timeout_seconds)
+        message, _ = await self._call(method, req, extra_headers, timeout_seconds)
         return message
 
     async def unary_output(
@@ -74,53 +72,7 @@ class AsyncCaller:
         timeout_seconds: float | None = None,
     ) -> UnaryOutput[ResT]:
         """``unary``, with everything that the answer brought."""
-        return await _outcome(self._unary(method, req, extra_headers, timeout_seconds))
-
-    async def _unary(
-        self,
-        method: Method[ReqT, ResT],
-        req: ReqT,
-        extra_headers: HeaderInput | None,
-        timeout_seconds: float | None,
-    ) -> tuple[ResT, Callable[[], Metadata]]:
-        deadline = self._procedures.deadline(timeout_seconds)
-        if not self._procedures.interceptors:
-            return await self._send_unary(method, req, extra_headers, deadline)
-        context = new_context(method, self._procedures, deadline, extra_headers)
-        return await self._intercepted(
-            Request(context, message=req),
-            lambda request: self._send_unary(method, request.message, context.request_headers, deadline),
-        )
-
-    async def _send_unary(
-        self, method: Method[ReqT, ResT], req: ReqT, extra_headers: HeaderInput | None, deadline: Deadline
-    ) -> tuple[ResT, Callable[[], Metadata]]:
-        procedure = self._procedures.unary(method)
-        request, body = procedure.request(req, extra_headers, self._procedures.timeout_ms(deadline))
-        async with Within(deadline):
-            response = await self._transport.send(request, body)
-            received = await response.read(procedure.body_limit)
-        return procedure.response(response.status, response.headers, received, response.trailers)
-
-    async def _intercepted(
-        self, request: Request, send: Callable[[Request], Awaitable[tuple[Any, Callable[[], Metadata]]]]
-    ) -> tuple[Any, Callable[[], Metadata]]:
-        """A call that is answered by one message, inside the client's interceptors."""
-        context = request.context
-
-        async def innermost(request: Request) -> Response:
-            try:
-                message, read_metadata = await send(request)
-            except Exception as error:
-                raise passing(context, error)  # noqa: B904  it is the same error
-            return Response(message, None, *read_metadata())
-
-        try:
-            async with Within(context.timeout):
-                response = await build_chain(self._procedures.interceptors, innermost, asynchronous=True)(request)
-        except Exception as error:
-            raise coded(context, error)  # noqa: B904  it is the same error, or has it as its cause
-        return response.message, lambda: (response.headers, response.trailers)
+        return await _outcome(self._call(method, req, extra_headers, timeout_seconds))
 
     async def client_stream(
         self,
@@ -130,7 +82,7 @@ class AsyncCaller:
         timeout_seconds: float | None = None,
     ) -> ResT:
         """One message for a stream."""
-        message, _ = await self._client_stream(method, reqs, extra_headers, timeout_seconds)
+        message, _ = await self._call(method, reqs, extra_headers, timeout_seconds)
         return message
 
     async def client_stream_output(
@@ -141,25 +93,48 @@ class AsyncCaller:
         timeout_seconds: float | None = None,
     ) -> UnaryOutput[ResT]:
         """``client_stream``, with everything that the answer brought."""
-        return await _outcome(self._client_stream(method, reqs, extra_headers, timeout_seconds))
+        return await _outcome(self._call(method, reqs, extra_headers, timeout_seconds))
 
-    async def _client_stream(
+    async def _call(
         self,
-        method: Method[ReqT, ResT],
-        reqs: AsyncIterable[ReqT] | Iterable[ReqT],
+        method: Method[Any, ResT],
+        given: Any,
         extra_headers: HeaderInput | None,
         timeout_seconds: float | None,
-    ) -> tuple[ResT, Callable[[], Metadata]]:
+    ) -> Received[ResT]:
+        """A call that is answered by one message. What is given is a message, or an iterable of them."""
+        send: Callable[..., Awaitable[Received[ResT]]] = (
+            self._send_client_stream if method.kind.client_streams else self._send_unary
+        )
         deadline = self._procedures.deadline(timeout_seconds)
         if not self._procedures.interceptors:
-            return await self._send_client_stream(method, reqs, extra_headers, deadline)
-        context = new_context(method, self._procedures, deadline, extra_headers)
+            return await send(method, given, extra_headers, deadline)
+        request = new_request(method, given, self._procedures, deadline, extra_headers)
+        context = request.context
 
-        def send(request: Request) -> Awaitable[tuple[ResT, Callable[[], Metadata]]]:
-            messages: Any = request.messages
-            return self._send_client_stream(method, messages, context.request_headers, deadline)
+        async def innermost(request: Request) -> Response:
+            try:
+                message, read_metadata = await send(method, given_to(request), context.request_headers, deadline)
+            except Exception as error:
+                raise passing(context, error)  # noqa: B904  it is the same error
+            return Response(message, None, *read_metadata())
 
-        return await self._intercepted(Request(context, messages=reqs), send)
+        try:
+            async with Within(deadline):
+                response = await build_chain(self._procedures.interceptors, innermost, asynchronous=True)(request)
+        except Exception as error:
+            raise coded(context, error)  # noqa: B904  it is the same error, or has it as its cause
+        return response.message, lambda: (response.headers, response.trailers)
+
+    async def _send_unary(
+        self, method: Method[ReqT, ResT], req: ReqT, extra_headers: HeaderInput | None, deadline: Deadline
+    ) -> Received[ResT]:
+        procedure = self._procedures.unary(method)
+        request, body = procedure.request(req, extra_headers, self._procedures.timeout_ms(deadline))
+        async with Within(deadline):
+            response = await self._transport.send(request, body)
+            received = await response.read(procedure.body_limit)
+        return procedure.response(response.status, response.headers, received, response.trailers)
 
     async def _send_client_stream(
         self,
@@ -167,7 +142,7 @@ class AsyncCaller:
         reqs: AsyncIterable[ReqT] | Iterable[ReqT],
         extra_headers: HeaderInput | None,
         deadline: Deadline,
-    ) -> tuple[ResT, Callable[[], Metadata]]:
+    ) -> Received[ResT]:
         procedure = self._procedures.stream(method)
         call = procedure.call()
         request = procedure.request(extra_headers, self._procedures.timeout_ms(deadline))
@@ -202,7 +177,7 @@ class AsyncCaller:
         timeout_seconds: float | None = None,
     ) -> AsyncStreamCall[ResT]:
         """``server_stream``, with everything that the answer brings."""
-        return StreamCall(lambda: self._stream(method, (req,), extra_headers, timeout_seconds))
+        return StreamCall(lambda: self._stream(method, req, extra_headers, timeout_seconds))
 
     def bidi_stream(
         self,
@@ -226,8 +201,8 @@ class AsyncCaller:
 
     async def _stream(
         self,
-        method: Method[ReqT, ResT],
-        reqs: AsyncIterable[ReqT] | Iterable[ReqT],
+        method: Method[Any, ResT],
+        given: Any,
         extra_headers: HeaderInput | None,
         timeout_seconds: float | None,
     ) -> AsyncStreamOutput[ResT]:
@@ -236,15 +211,14 @@ class AsyncCaller:
         except ConnectError as error:
             return Stream(self._procedures.stream(method).call(), None, None, error)
         if not self._procedures.interceptors:
-            return await self._begin_stream(method, reqs, extra_headers, deadline)
-        context = new_context(method, self._procedures, deadline, extra_headers)
-        request = Request(context, messages=reqs) if method.kind.client_streams else Request(context, _only(reqs))
+            return await self._begin_stream(method, given, extra_headers, deadline)
+        request = new_request(method, given, self._procedures, deadline, extra_headers)
+        context = request.context
         begun: list[AsyncStreamOutput[Any]] = []
 
         async def innermost(request: Request) -> Response:
-            messages: Any = (request.message,) if request.messages is None else request.messages
             try:
-                stream = await self._begin_stream(method, messages, context.request_headers, deadline)
+                stream = await self._begin_stream(method, given_to(request), context.request_headers, deadline)
             except Exception as error:
                 raise passing(context, error)  # noqa: B904  it is the same error
             begun.append(stream)
@@ -270,8 +244,8 @@ class AsyncCaller:
 
     async def _begin_stream(
         self,
-        method: Method[ReqT, ResT],
-        reqs: AsyncIterable[ReqT] | Iterable[ReqT],
+        method: Method[Any, ResT],
+        given: Any,
         extra_headers: HeaderInput | None,
         deadline: Deadline,
     ) -> AsyncStreamOutput[ResT]:
@@ -279,7 +253,7 @@ class AsyncCaller:
         call = procedure.call()
         try:
             request = procedure.request(extra_headers, self._procedures.timeout_ms(deadline))
-            body = _parts(procedure, reqs) if method.kind.client_streams else procedure.send(_only(reqs))
+            body = _parts(procedure, given) if method.kind.client_streams else procedure.send(given)
             opening = self._procedures.opening(method, deadline)
             late = "the deadline has passed" if opening is deadline else "the stream was not opened in time"
             async with Within(opening, late):
@@ -294,23 +268,22 @@ class AsyncCaller:
         return Stream(call, response, deadline, None)
 
 
-def _only(reqs: AsyncIterable[T] | Iterable[T]) -> T:
-    """The request of a call that takes one message."""
-    assert isinstance(reqs, tuple)
-    message: T = reqs[0]
-    return message
-
-
 async def _parts(procedure: StreamClient, reqs: AsyncIterable[Any] | Iterable[Any]) -> AsyncIterator[bytes]:
-    if isinstance(reqs, AsyncIterable):
-        async for req in reqs:
-            yield procedure.send(req)
-    else:
-        for req in reqs:
-            yield procedure.send(req)
+    send = procedure.send
+    try:
+        if isinstance(reqs, AsyncIterable):
+            async for req in reqs:
+                yield send(req)
+        else:
+            for req in reqs:
+                yield send(req)
+    finally:
+        # Not left to the collector: the caller may hold it, or what a call ends with, whose traceback does.
+        if isinstance(reqs, (AsyncGeneratorType, GeneratorType)):
+            await aclose_messages(reqs)
 
 
-async def _outcome(call: Awaitable[tuple[T, Callable[[], Metadata]]]) -> UnaryOutput[T]:
+async def _outcome(call: Awaitable[Received[T]]) -> UnaryOutput[T]:
     try:
         message, read_metadata = await call
     except ConnectError as error:

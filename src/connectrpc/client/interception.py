@@ -2,39 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from multidict import CIMultiDict
 
 from connectrpc._core.chain import interceptor_failure
 from connectrpc.errors import ConnectError
 from connectrpc.headers import iter_headers
-from connectrpc.interceptors import CallContext
+from connectrpc.interceptors import CallContext, Request
 from connectrpc.request import Peer
 
+T = TypeVar("T")
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from connectrpc._core.metadata import Metadata
     from connectrpc.client.options import Procedures
     from connectrpc.deadline import Deadline
     from connectrpc.headers import HeaderInput
     from connectrpc.method import Method
 
-__all__ = ["coded", "new_context", "passing"]
+    Received = tuple[T, Callable[[], Metadata]]
+    """The message of an answer, and what reads its headers and trailers."""
+
+__all__ = ["coded", "given_to", "new_request", "passing"]
 
 _OWN = object()
 """The key under which a context keeps an exception that is none of the interceptors'."""
 
 
-def new_context(
-    method: Method[Any, Any], procedures: Procedures, deadline: Deadline, extra_headers: HeaderInput | None
-) -> CallContext:
-    """The context of a call that begins."""
-    return CallContext(
+def new_request(
+    method: Method[Any, Any],
+    given: Any,
+    procedures: Procedures,
+    deadline: Deadline,
+    extra_headers: HeaderInput | None,
+) -> Request:
+    """The request of a call that begins: of ``given``, which is a message, or for a stream an iterable of them."""
+    context = CallContext(
         method=method,
         peer=Peer(procedures.base_url, procedures.protocol),
         timeout=deadline,
         request_headers=CIMultiDict(iter_headers(extra_headers or {})),
         is_client=True,
     )
+    return Request(context, messages=given) if method.kind.client_streams else Request(context, given)
+
+
+def given_to(request: Request) -> Any:
+    """What interceptors have let through: the message, or the iterable."""
+    return request.message if request.messages is None else request.messages
 
 
 def passing(context: CallContext, error: Exception) -> Exception:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from connectrpc import __version__, compression
-from connectrpc._core.call import ClientSettings
+from connectrpc._core.call import DEFAULT_COMPRESS_MIN_BYTES, DEFAULT_READ_MAX_BYTES, ClientSettings, check_option_names
 from connectrpc._core.chain import checked_interceptors
 from connectrpc._core.connect_get import ConnectGetClient
 from connectrpc._core.connect_stream import ConnectStreamClient
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Procedures"]
 
-_DEFAULT_READ_MAX_BYTES = 4 * 1024 * 1024
-_DEFAULT_COMPRESS_MIN_BYTES = 1024
 _DEFAULT_GET_URL_MAX_BYTES = 4000  # gunicorn takes request lines of 4094 bytes; RFC 9110 section 4.1 hopes for 8000
 
 _USER_AGENT = f"connect-python/{__version__} (Python/{sys.version_info[0]}.{sys.version_info[1]})"
@@ -59,9 +57,7 @@ class Procedures:
     """
 
     def __init__(self, base_url: str, options: ClientOptions, *, asynchronous: bool) -> None:
-        unknown = options.keys() - ClientOptions.__annotations__.keys()
-        if unknown:
-            raise TypeError(f"unknown option: {', '.join(sorted(unknown))}")
+        check_option_names(options, ClientOptions)
         self.protocol = options.get("protocol", "connect")
         if self.protocol not in _PROTOCOLS:
             raise ValueError(f"protocol {self.protocol!r} is not one that is spoken here: {', '.join(_PROTOCOLS)}")
@@ -73,9 +69,11 @@ class Procedures:
         self._default_timeout = options.get("timeout_seconds")
         if self._default_timeout is not None:
             _check_seconds("timeout_seconds", self._default_timeout)
-        self.connect_timeout = options.get("connect_timeout_seconds")
-        if self.connect_timeout is not None:
-            _check_seconds("connect_timeout_seconds", self.connect_timeout)
+        connect_timeout = options.get("connect_timeout_seconds")
+        if connect_timeout is not None:
+            _check_seconds("connect_timeout_seconds", connect_timeout)
+            connect_timeout = timeout_ms(connect_timeout) / 1000  # as with deadlines, infinity is months
+        self.connect_timeout = connect_timeout
         self._open_timeout = options.get("open_timeout_seconds")
         if self._open_timeout is not None:
             _check_seconds("open_timeout_seconds", self._open_timeout)
@@ -89,8 +87,8 @@ class Procedures:
             codec=_codec(options.get("codec", "proto")),
             send_compression=next(iter(compression.resolve([send]).values()), None) if send is not None else None,
             accept_compressions=compression.resolve(options.get("accept_compression")),
-            compress_min_bytes=options.get("compress_min_bytes", _DEFAULT_COMPRESS_MIN_BYTES),
-            read_max_bytes=options.get("read_max_bytes", _DEFAULT_READ_MAX_BYTES),
+            compress_min_bytes=options.get("compress_min_bytes", DEFAULT_COMPRESS_MIN_BYTES),
+            read_max_bytes=options.get("read_max_bytes", DEFAULT_READ_MAX_BYTES),
             send_max_bytes=options.get("send_max_bytes"),
             get_url_max_bytes=options.get("get_url_max_bytes", _DEFAULT_GET_URL_MAX_BYTES),
             extra_headers=extra_headers,

@@ -9,6 +9,7 @@ from multidict import CIMultiDict
 
 if TYPE_CHECKING:
     from connectrpc._core.call import StreamClientCall
+    from connectrpc._core.metadata import Metadata
     from connectrpc.errors import ConnectError
     from connectrpc.interceptors import Response
 
@@ -27,7 +28,7 @@ class _Outcome(abc.ABC):
     _error: ConnectError | None
 
     @abc.abstractmethod
-    def _metadata(self) -> tuple[CIMultiDict[str], CIMultiDict[str]]: ...
+    def _metadata(self) -> Metadata: ...
 
     def done(self) -> bool:
         return self._done
@@ -51,7 +52,7 @@ class StreamOutcome(_Outcome):
 
     _call: StreamClientCall
 
-    def _metadata(self) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
+    def _metadata(self) -> Metadata:
         return self._call.metadata()
 
 
@@ -62,7 +63,7 @@ class InterceptedOutcome(_Outcome):
 
     _response: Response | None
 
-    def _metadata(self) -> tuple[CIMultiDict[str], CIMultiDict[str]]:
+    def _metadata(self) -> Metadata:
         if self._response is not None:
             return self._response.headers, self._response.trailers
         if self._error is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
 from connectrpc._core.chain import build_chain, close_begun
-from connectrpc.client.interception import coded, new_context, passing
+from connectrpc.client.interception import coded, given_to, new_request, passing
 from connectrpc.client.options import Procedures
 from connectrpc.client.sync_stream import InterceptedStream, Stream, messages_of, receive
 from connectrpc.errors import ConnectError
@@ -18,17 +19,15 @@ from connectrpc.unary import UnaryOutput
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
-    from multidict import CIMultiDict
-
+    from connectrpc._core.call import StreamClient
     from connectrpc.cancel import CancelToken
     from connectrpc.client import ClientOptions
+    from connectrpc.client.interception import Received
     from connectrpc.deadline import Deadline
     from connectrpc.headers import HeaderInput
     from connectrpc.method import Method
     from connectrpc.streams import StreamOutput
     from connectrpc.transports.base import SyncResponse
-
-    Metadata = tuple[CIMultiDict[str], CIMultiDict[str]]
 
 __all__ = ["SyncCaller"]
 
@@ -65,7 +64,7 @@ class SyncCaller:
         cancel: CancelToken | None = None,
     ) -> ResT:
         """One message for one message."""
-        message, _ = self._unary(method, req, extra_headers, timeout_seconds, cancel)
+        message, _ = self._call(method, req, extra_headers, timeout_seconds, cancel)
         return message
 
     def unary_output(
@@ -77,57 +76,7 @@ class SyncCaller:
         cancel: CancelToken | None = None,
     ) -> UnaryOutput[ResT]:
         """``unary``, with everything that the answer brought."""
-        return _outcome(lambda: self._unary(method, req, extra_headers, timeout_seconds, cancel))
-
-    def _unary(
-        self,
-        method: Method[ReqT, ResT],
-        req: ReqT,
-        extra_headers: HeaderInput | None,
-        timeout_seconds: float | None,
-        cancel: CancelToken | None,
-    ) -> tuple[ResT, Callable[[], Metadata]]:
-        deadline = self._procedures.deadline(timeout_seconds)
-        if not self._procedures.interceptors:
-            return self._send_unary(method, req, extra_headers, deadline, cancel)
-        context = new_context(method, self._procedures, deadline, extra_headers)
-        return self._intercepted(
-            Request(context, message=req),
-            lambda request: self._send_unary(method, request.message, context.request_headers, deadline, cancel),
-        )
-
-    def _send_unary(
-        self,
-        method: Method[ReqT, ResT],
-        req: ReqT,
-        extra_headers: HeaderInput | None,
-        deadline: Deadline,
-        cancel: CancelToken | None,
-    ) -> tuple[ResT, Callable[[], Metadata]]:
-        procedure = self._procedures.unary(method)
-        request, body = procedure.request(req, extra_headers, self._procedures.timeout_ms(deadline))
-        response = self._transport.send(request, body, stream=False, deadline=deadline, opening=deadline, cancel=cancel)
-        received = response.read(procedure.body_limit)
-        return procedure.response(response.status, response.headers, received, response.trailers)
-
-    def _intercepted(
-        self, request: Request, send: Callable[[Request], tuple[Any, Callable[[], Metadata]]]
-    ) -> tuple[Any, Callable[[], Metadata]]:
-        """A call that is answered by one message, inside the client's interceptors."""
-        context = request.context
-
-        def innermost(request: Request) -> Response:
-            try:
-                message, read_metadata = send(request)
-            except Exception as error:
-                raise passing(context, error)  # noqa: B904  it is the same error
-            return Response(message, None, *read_metadata())
-
-        try:
-            response = build_chain(self._procedures.interceptors, innermost, asynchronous=False)(request)
-        except Exception as error:
-            raise coded(context, error)  # noqa: B904  it is the same error, or has it as its cause
-        return response.message, lambda: (response.headers, response.trailers)
+        return _outcome(lambda: self._call(method, req, extra_headers, timeout_seconds, cancel))
 
     def client_stream(
         self,
@@ -138,7 +87,7 @@ class SyncCaller:
         cancel: CancelToken | None = None,
     ) -> ResT:
         """One message for a stream."""
-        message, _ = self._client_stream(method, reqs, extra_headers, timeout_seconds, cancel)
+        message, _ = self._call(method, reqs, extra_headers, timeout_seconds, cancel)
         return message
 
     def client_stream_output(
@@ -150,26 +99,52 @@ class SyncCaller:
         cancel: CancelToken | None = None,
     ) -> UnaryOutput[ResT]:
         """``client_stream``, with everything that the answer brought."""
-        return _outcome(lambda: self._client_stream(method, reqs, extra_headers, timeout_seconds, cancel))
+        return _outcome(lambda: self._call(method, reqs, extra_headers, timeout_seconds, cancel))
 
-    def _client_stream(
+    def _call(
         self,
-        method: Method[ReqT, ResT],
-        reqs: Iterable[ReqT],
+        method: Method[Any, ResT],
+        given: Any,
         extra_headers: HeaderInput | None,
         timeout_seconds: float | None,
         cancel: CancelToken | None,
-    ) -> tuple[ResT, Callable[[], Metadata]]:
+    ) -> Received[ResT]:
+        """A call that is answered by one message. What is given is a message, or an iterable of them."""
+        send: Callable[..., Received[ResT]] = (
+            self._send_client_stream if method.kind.client_streams else self._send_unary
+        )
         deadline = self._procedures.deadline(timeout_seconds)
         if not self._procedures.interceptors:
-            return self._send_client_stream(method, reqs, extra_headers, deadline, cancel)
-        context = new_context(method, self._procedures, deadline, extra_headers)
+            return send(method, given, extra_headers, deadline, cancel)
+        request = new_request(method, given, self._procedures, deadline, extra_headers)
+        context = request.context
 
-        def send(request: Request) -> tuple[ResT, Callable[[], Metadata]]:
-            messages: Any = request.messages
-            return self._send_client_stream(method, messages, context.request_headers, deadline, cancel)
+        def innermost(request: Request) -> Response:
+            try:
+                message, read_metadata = send(method, given_to(request), context.request_headers, deadline, cancel)
+            except Exception as error:
+                raise passing(context, error)  # noqa: B904  it is the same error
+            return Response(message, None, *read_metadata())
 
-        return self._intercepted(Request(context, messages=reqs), send)
+        try:
+            response = build_chain(self._procedures.interceptors, innermost, asynchronous=False)(request)
+        except Exception as error:
+            raise coded(context, error)  # noqa: B904  it is the same error, or has it as its cause
+        return response.message, lambda: (response.headers, response.trailers)
+
+    def _send_unary(
+        self,
+        method: Method[ReqT, ResT],
+        req: ReqT,
+        extra_headers: HeaderInput | None,
+        deadline: Deadline,
+        cancel: CancelToken | None,
+    ) -> Received[ResT]:
+        procedure = self._procedures.unary(method)
+        request, body = procedure.request(req, extra_headers, self._procedures.timeout_ms(deadline))
+        response = self._transport.send(request, body, stream=False, deadline=deadline, opening=deadline, cancel=cancel)
+        received = response.read(procedure.body_limit)
+        return procedure.response(response.status, response.headers, received, response.trailers)
 
     def _send_client_stream(
         self,
@@ -178,7 +153,7 @@ class SyncCaller:
         extra_headers: HeaderInput | None,
         deadline: Deadline,
         cancel: CancelToken | None,
-    ) -> tuple[ResT, Callable[[], Metadata]]:
+    ) -> Received[ResT]:
         call = self._procedures.stream(method).call()
         response = self._send(method, reqs, extra_headers, deadline, cancel)
         messages: list[ResT] = []
@@ -212,7 +187,7 @@ class SyncCaller:
         cancel: CancelToken | None = None,
     ) -> StreamOutput[ResT]:
         """``server_stream``, begun at once, with everything that the answer brings."""
-        return self._stream(method, (req,), extra_headers, timeout_seconds, cancel)
+        return self._stream(method, req, extra_headers, timeout_seconds, cancel)
 
     def bidi_stream(
         self,
@@ -238,8 +213,8 @@ class SyncCaller:
 
     def _stream(
         self,
-        method: Method[ReqT, ResT],
-        reqs: Iterable[ReqT],
+        method: Method[Any, ResT],
+        given: Any,
         extra_headers: HeaderInput | None,
         timeout_seconds: float | None,
         cancel: CancelToken | None,
@@ -249,15 +224,14 @@ class SyncCaller:
         except ConnectError as error:
             return Stream(self._procedures.stream(method).call(), None, error)
         if not self._procedures.interceptors:
-            return self._begin_stream(method, reqs, extra_headers, deadline, cancel)
-        context = new_context(method, self._procedures, deadline, extra_headers)
-        request = Request(context, messages=reqs) if method.kind.client_streams else Request(context, next(iter(reqs)))
+            return self._begin_stream(method, given, extra_headers, deadline, cancel)
+        request = new_request(method, given, self._procedures, deadline, extra_headers)
+        context = request.context
         begun: list[StreamOutput[Any]] = []
 
         def innermost(request: Request) -> Response:
-            messages: Any = (request.message,) if request.messages is None else request.messages
             try:
-                stream = self._begin_stream(method, messages, context.request_headers, deadline, cancel)
+                stream = self._begin_stream(method, given_to(request), context.request_headers, deadline, cancel)
             except Exception as error:
                 raise passing(context, error)  # noqa: B904  it is the same error
             begun.append(stream)
@@ -282,15 +256,15 @@ class SyncCaller:
 
     def _begin_stream(
         self,
-        method: Method[ReqT, ResT],
-        reqs: Iterable[ReqT],
+        method: Method[Any, ResT],
+        given: Any,
         extra_headers: HeaderInput | None,
         deadline: Deadline,
         cancel: CancelToken | None,
     ) -> StreamOutput[ResT]:
         call = self._procedures.stream(method).call()
         try:
-            response = self._send(method, reqs, extra_headers, deadline, cancel)
+            response = self._send(method, given, extra_headers, deadline, cancel)
         except ConnectError as error:
             return Stream(call, None, error)
         try:
@@ -303,24 +277,30 @@ class SyncCaller:
     def _send(
         self,
         method: Method[Any, Any],
-        reqs: Iterable[Any],
+        given: Any,
         extra_headers: HeaderInput | None,
         deadline: Deadline,
         cancel: CancelToken | None,
     ) -> SyncResponse:
         procedure = self._procedures.stream(method)
         request = procedure.request(extra_headers, self._procedures.timeout_ms(deadline))
-        body: bytes | Iterator[bytes]
-        if method.kind.client_streams:
-            body = map(procedure.send, reqs)
-        else:
-            (req,) = reqs
-            body = procedure.send(req)
+        body = _parts(procedure, given) if method.kind.client_streams else procedure.send(given)
         opening = self._procedures.opening(method, deadline)
         return self._transport.send(request, body, stream=True, deadline=deadline, opening=opening, cancel=cancel)
 
 
-def _outcome(call: Callable[[], tuple[T, Callable[[], Metadata]]]) -> UnaryOutput[T]:
+def _parts(procedure: StreamClient, reqs: Iterable[Any]) -> Iterator[bytes]:
+    send = procedure.send
+    try:
+        for req in reqs:
+            yield send(req)
+    finally:
+        # What a call ends with has this generator's callers in its traceback, and so keeps it alive.
+        if isinstance(reqs, GeneratorType):
+            reqs.close()
+
+
+def _outcome(call: Callable[[], Received[T]]) -> UnaryOutput[T]:
     try:
         message, read_metadata = call()
     except ConnectError as error:

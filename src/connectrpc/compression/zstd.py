@@ -15,6 +15,7 @@ else:
 __all__ = ["ZstdCompression"]
 
 _STEP = 128 * 1024
+_SLICE = 64 * 1024
 _MAX_FRAMES = 256  # each costs a new context; senders use one
 # RFC 9659: a decoder of Content-Encoding zstd need not accept a window above 8 MiB, and an encoder must not use one.
 _OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
@@ -38,20 +39,25 @@ class ZstdCompression:
     def decompress(self, data: bytes, max_bytes: int | None) -> bytes:
         parts = []
         left = max_bytes
+        taken = 0
+        pending = b""
         for _ in range(_MAX_FRAMES):  # RFC 8878 section 3 lets several frames follow one another
             frame = zstd.ZstdDecompressor(options=_OPTIONS)
-            pending = data
             while not frame.eof:
+                if frame.needs_input and not pending:
+                    # In slices: what follows a frame is copied at its end.
+                    pending = data[taken : taken + _SLICE]
+                    taken += len(pending)
+                    if not pending:
+                        raise EOFError("the zstd data is incomplete")
                 part = frame.decompress(pending, _STEP if left is None else min(_STEP, left + 1))
                 pending = b""
-                if not part and frame.needs_input and not frame.eof:
-                    raise EOFError("the zstd data is incomplete")
                 if left is not None:
                     left -= len(part)
                     if left < 0:
                         raise TooLargeError
                 parts.append(part)
-            data = frame.unused_data
-            if not data:
+            pending = frame.unused_data
+            if not pending and taken >= len(data):
                 return b"".join(parts)
         raise ValueError(f"the zstd data has more than {_MAX_FRAMES} frames")

@@ -9,9 +9,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from connectrpc._aio import timeout
-from connectrpc._core.call import messages_of
+from connectrpc._core.call import StreamServerCall, messages_of
 from connectrpc._core.chain import aclose_messages, as_async
-from connectrpc._core.http import Response
+from connectrpc._core.http import WholeResponse
 from connectrpc._core.negotiate import negotiate, plain_endpoints
 from connectrpc._core.plain import PlainServerCall
 from connectrpc.deadline import NO_DEADLINE
@@ -56,6 +56,7 @@ class ASGIApplication:
 
     def __init__(self, parts: Iterable[_Part]) -> None:
         self._parts = tuple(parts)
+        self._living = False  # between the startup and the shutdown of the lifespan
         self._use(part.endpoints for part in self._parts)
 
     @property
@@ -115,7 +116,7 @@ class ASGIApplication:
             await self._serve(scope, body_of(scope, receive, event), send)
             return
         call = PlainServerCall(server, Head, scope)
-        answer: bytes | Response
+        answer: bytes | WholeResponse
         try:
             result = short_way.handler(ClientRequest(server.read_plain(body), call))
             if inspect.isawaitable(result):
@@ -132,20 +133,20 @@ class ASGIApplication:
         except Exception as error:
             answer = failed(call.long_way(), error)
         with contextlib.suppress(ClientGoneError):
-            if isinstance(answer, Response):
+            if isinstance(answer, WholeResponse):
                 await _send(answer, send)
             elif short_way.trailers is None:
                 await _send_answer(200, [*short_way.headers, _length(answer)], answer, send)
             else:
                 await _send_answer(200, [*short_way.headers], answer, send, [*short_way.trailers])
 
-    async def _serve(self, scope: Scope, body: RequestBody | Response, send: Send) -> None:
+    async def _serve(self, scope: Scope, body: RequestBody | WholeResponse, send: Send) -> None:
         with contextlib.suppress(ClientGoneError):  # there is nobody to answer
-            if isinstance(body, Response):
+            if isinstance(body, WholeResponse):
                 await _send(body, send)
                 return
             negotiated = negotiate(self._endpoints, Head(scope))
-            if isinstance(negotiated, Response):
+            if isinstance(negotiated, WholeResponse):
                 await _answer(negotiated, body, send)
             else:
                 await _call(*negotiated, body, send)
@@ -171,13 +172,25 @@ class ASGIApplication:
 
         A server that runs the app by itself does this. A framework that mounts it does not, and enters this in a
         lifespan of its own: ``Starlette(lifespan=lambda _: app.lifespan(), ...)``.
+
+        Raises:
+            RuntimeError: implementations are made in it, and it is entered already. It may be once it is left.
         """
-        async with contextlib.AsyncExitStack() as stack:
-            self._use([await stack.enter_async_context(part.start()) for part in self._parts])
-            try:
-                yield
-            finally:
-                self._use(part.endpoints for part in self._parts)
+        if not any(part.made_in_lifespan for part in self._parts):
+            yield
+            return
+        if self._living:
+            raise RuntimeError("the lifespan of this app is entered already: by the server, or by another framework?")
+        self._living = True
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                self._use([await stack.enter_async_context(part.start()) for part in self._parts])
+                try:
+                    yield
+                finally:
+                    self._use(part.endpoints for part in self._parts)
+        finally:
+            self._living = False
 
 
 class _ShortWay:
@@ -200,12 +213,14 @@ class _Part:
 
     Attributes:
         endpoints: those that are there without a lifespan.
+        made_in_lifespan: whether its implementation is.
     """
 
     def __init__(self, service: Service, implementation: object, options: ServiceOptions) -> None:
         self._service = service
         self._options = options
         self._lifespan = as_lifespan(implementation)
+        self.made_in_lifespan = self._lifespan is not None
         if self._lifespan is None:
             handlers = find_handlers(service, implementation, asynchronous=True)
         else:
@@ -270,6 +285,7 @@ async def _call(endpoint: Endpoint, call: ServerCall, body: RequestBody, send: S
     body.open = endpoint.method.kind.client_streams
     try:
         if endpoint.method.kind.server_streams:
+            assert isinstance(call, StreamServerCall)
             await _stream(endpoint, call, body, send, guard)
             return
         try:
@@ -289,7 +305,7 @@ async def _call(endpoint: Endpoint, call: ServerCall, body: RequestBody, send: S
         body.close()
 
 
-async def _stream(endpoint: Endpoint, call: ServerCall, body: RequestBody, send: Send, guard: Guard) -> None:
+async def _stream(endpoint: Endpoint, call: StreamServerCall, body: RequestBody, send: Send, guard: Guard) -> None:
     given: Any = None
     try:
         call.deadline.check()
@@ -320,7 +336,7 @@ async def _stream(endpoint: Endpoint, call: ServerCall, body: RequestBody, send:
     await _taken(call, _end_stream(call, last_part(call, failure, stream), body, send))
 
 
-async def _end_stream(call: ServerCall, last: bytes, body: RequestBody, send: Send) -> None:
+async def _end_stream(call: StreamServerCall, last: bytes, body: RequestBody, send: Send) -> None:
     if not body.ended:
         await _send_part(last, send, more=True)
         await body.drain()
@@ -331,7 +347,7 @@ async def _end_stream(call: ServerCall, last: bytes, body: RequestBody, send: Se
 
 
 async def _send_messages(
-    call: ServerCall, head: ResponseHead, messages: Any, send: Send, guard: Guard
+    call: StreamServerCall, head: ResponseHead, messages: Any, send: Send, guard: Guard
 ) -> ConnectError | None:
     """Send the head and the messages of a streamed answer. The error that stands among them, if one does."""
     await _send_event(_start(head.status, _native(head.headers), trailers=call.has_trailers), send)
@@ -405,13 +421,13 @@ def _trailers(trailers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
     return {"type": "http.response.trailers", "headers": trailers, "more_trailers": False}
 
 
-async def _answer(response: Response, body: RequestBody, send: Send) -> None:
+async def _answer(response: WholeResponse, body: RequestBody, send: Send) -> None:
     if not await body.drain():
         response.headers.append(("connection", "close"))  # some servers would read on for ever
     await _send(response, send)
 
 
-async def _send(response: Response, send: Send) -> None:
+async def _send(response: WholeResponse, send: Send) -> None:
     trailers = None if response.trailers is None else _native(response.trailers)
     await _send_answer(response.status, _native(response.headers), response.body, send, trailers)
 
@@ -450,6 +466,7 @@ async def _request(call: ServerCall, body: RequestBody) -> ClientRequest[Any] | 
         ConnectError: a request of one message is none.
     """
     if call.method.kind.client_streams:
+        assert isinstance(call, StreamServerCall)
         return AsyncClientStream(_messages(call, body), call)
     chunk = await body.read()
     if body.ended:
@@ -460,7 +477,7 @@ async def _request(call: ServerCall, body: RequestBody) -> ClientRequest[Any] | 
     return ClientRequest(call.taken(), call)
 
 
-async def _messages(call: ServerCall, body: RequestBody) -> AsyncIterator[Any]:
+async def _messages(call: StreamServerCall, body: RequestBody) -> AsyncIterator[Any]:
     timed = call.deadline.expires_at is not None
     slice_ends = time.monotonic() + _SLICE_SECONDS
     while chunk := await body.read():

@@ -5,31 +5,31 @@ from __future__ import annotations
 import asyncio
 import collections
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from multidict import CIMultiDict
 
 from connectrpc._aio import timeout
-from connectrpc._core.http import RequestHead, Response
+from connectrpc._core.http import RequestHead, WholeResponse
 from connectrpc._core.negotiate import plain_response
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.server.handlers import DRAIN_IDLE_SECONDS, DRAIN_MAX_BYTES, DRAIN_MAX_SECONDS, logger
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    Scope = dict[str, Any]
-    Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 __all__ = [
     "WATCH_AFTER_SECONDS",
     "ClientGoneError",
     "Head",
+    "Receive",
     "RequestBody",
+    "Scope",
     "body_of",
     "can_send_trailers",
     "path_of",
 ]
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 _READ_AHEAD_MAX_BYTES = 64 * 1024
 _EVENT_BYTES = 256  # what an event takes beside its body
@@ -132,7 +132,7 @@ _FIELDS = (
 )
 
 
-def body_of(scope: Scope, receive: Receive, received: dict[str, Any] | None = None) -> RequestBody | Response:
+def body_of(scope: Scope, receive: Receive, received: dict[str, Any] | None = None) -> RequestBody | WholeResponse:
     """The body of a request, or the answer to one whose body cannot be read.
 
     Args:

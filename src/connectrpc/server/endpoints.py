@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from connectrpc import compression
-from connectrpc._core.call import ServerSettings
+from connectrpc._core.call import DEFAULT_COMPRESS_MIN_BYTES, DEFAULT_READ_MAX_BYTES, ServerSettings, check_option_names
 from connectrpc._core.chain import checked_interceptors
 from connectrpc._core.negotiate import Endpoint
 from connectrpc._core.timeout import timeout_ms
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     Handlers = dict[Method[Any, Any], Callable[[Any], Any]]
 
 __all__ = ["build_endpoints", "check_services", "find_handlers", "merge_endpoints"]
-
-_DEFAULT_READ_MAX_BYTES = 4 * 1024 * 1024
-_DEFAULT_COMPRESS_MIN_BYTES = 1024
 
 
 def find_handlers(service: Service, implementation: object, *, asynchronous: bool) -> Handlers:
@@ -96,14 +93,12 @@ def build_endpoints(handlers: Handlers, options: ServiceOptions, *, asynchronous
         TypeError: an option is unknown.
         ValueError: an option has a value that makes no sense.
     """
-    unknown = options.keys() - ServiceOptions.__annotations__.keys()
-    if unknown:
-        raise TypeError(f"unknown option: {', '.join(sorted(unknown))}")
+    check_option_names(options, ServiceOptions)
     limit = options.get("max_timeout_seconds")
     settings = ServerSettings(
         compressions=compression.resolve(options.get("compressions")),
-        compress_min_bytes=options.get("compress_min_bytes", _DEFAULT_COMPRESS_MIN_BYTES),
-        read_max_bytes=options.get("read_max_bytes", _DEFAULT_READ_MAX_BYTES),
+        compress_min_bytes=options.get("compress_min_bytes", DEFAULT_COMPRESS_MIN_BYTES),
+        read_max_bytes=options.get("read_max_bytes", DEFAULT_READ_MAX_BYTES),
         send_max_bytes=options.get("send_max_bytes"),
         max_timeout_ms=None if limit is None else _max_timeout_ms(limit),
         require_connect_protocol_header=options.get("require_connect_protocol_header", False),

@@ -6,11 +6,12 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from connectrpc._core.chain import is_timeout
+from connectrpc._core.message import UnencodableError
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
-    from connectrpc._core.call import ServerCall
-    from connectrpc._core.http import Response
+    from connectrpc._core.call import ServerCall, StreamServerCall
+    from connectrpc._core.http import WholeResponse
     from connectrpc.request import ServerStream
 
 __all__ = [
@@ -43,11 +44,14 @@ def coded(call: ServerCall, error: Exception) -> ConnectError:
         return error
     if is_timeout(error) and call.deadline.expired():
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
+    if isinstance(error, UnencodableError):
+        logger.error("%s gave a message that cannot be encoded", call.method.path, exc_info=error.__cause__)
+        return ConnectError(ConnectErrorCode.INTERNAL, "the service gave a message that cannot be encoded")
     logger.error("%s failed", call.method.path, exc_info=error)
     return ConnectError(ConnectErrorCode.UNKNOWN, "the service failed")
 
 
-def failed(call: ServerCall, error: Exception) -> Response:
+def failed(call: ServerCall, error: Exception) -> WholeResponse:
     """The whole answer that tells the client of what was raised before anything was sent."""
     try:
         return call.fail(coded(call, error))
@@ -55,7 +59,7 @@ def failed(call: ServerCall, error: Exception) -> Response:
         return call.fail(coded(call, further))
 
 
-def last_part(call: ServerCall, failure: ConnectError | None, stream: ServerStream[Any] | None) -> bytes:
+def last_part(call: StreamServerCall, failure: ConnectError | None, stream: ServerStream[Any] | None) -> bytes:
     """The last part of a streamed answer, with the trailers that the handler has set by now."""
     try:
         return call.finish(failure, None if stream is None else stream.metadata()[1])

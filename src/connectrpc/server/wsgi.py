@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
 
-from connectrpc._core.call import messages_of
+from connectrpc._core.call import StreamServerCall, messages_of
 from connectrpc._core.chain import close_messages
-from connectrpc._core.http import RequestHead, Response
+from connectrpc._core.http import RequestHead, WholeResponse
 from connectrpc._core.negotiate import negotiate, plain_endpoints, plain_response
+from connectrpc._core.pieces import keep
 from connectrpc._core.plain import PlainServerCall
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import ClientRequest, ClientStream
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from connectrpc._core.call import ServerCall
     from connectrpc._core.http import HeaderList
     from connectrpc._core.negotiate import Endpoint, PlainEndpoint
+    from connectrpc._core.pieces import Pieces
     from connectrpc.method import Method, Service
     from connectrpc.request import ServerStream
     from connectrpc.server.options import ServiceOptions
@@ -86,11 +88,12 @@ class WSGIApplication:
         body = _RequestBody(environ)
         if body.refusal is not None:
             return _send(body.refusal, environ, start_response)
-        if isinstance(negotiated, Response):
+        if isinstance(negotiated, WholeResponse):
             body.drain()
             return _send(negotiated, environ, start_response)
         endpoint, call = negotiated
         if endpoint.method.kind.server_streams:
+            assert isinstance(call, StreamServerCall)
             return _stream(endpoint, call, body, environ, start_response)
         try:
             call.deadline.check()
@@ -126,7 +129,7 @@ def wsgi_app(*services: WSGIApplication) -> WSGIApplication:
     return WSGIApplication(merge_endpoints(service._endpoints for service in services))
 
 
-def _send(response: Response, environ: Mapping[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+def _send(response: WholeResponse, environ: Mapping[str, Any], start_response: StartResponse) -> Iterable[bytes]:
     start_response(_STATUS[response.status], response.headers)
     if response.trailers is not None:
         return _with_trailers(response.body, environ[_SEND_TRAILERS], response.trailers)
@@ -144,13 +147,13 @@ def _call_plain(
     """The short way of a call that asks for nothing special; it turns into the long one where something comes up."""
     server = plain.server
     call = PlainServerCall(server, _Head, environ)
-    answer: bytes | Response
+    answer: bytes | WholeResponse
     try:
         request = server.read_plain(_read_exactly(environ["wsgi.input"], size))
         answer = server.write_plain(plain.handler(ClientRequest(request, call)), call)
     except Exception as error:
         answer = failed(call.long_way(), error)
-    if isinstance(answer, Response):
+    if isinstance(answer, WholeResponse):
         return _send(answer, environ, start_response)
     start_response("200 OK", [*server.plain_headers, ("content-length", str(len(answer)))])
     return [answer]
@@ -163,6 +166,7 @@ def _request(call: ServerCall, body: _RequestBody) -> ClientRequest[Any] | Clien
         ConnectError: a request of one message is none.
     """
     if call.method.kind.client_streams:
+        assert isinstance(call, StreamServerCall)
         return ClientStream(_messages(call, body), call)
     limit = call.whole_body_limit()
     if body.length is not None and (limit is None or body.length <= limit):
@@ -172,7 +176,7 @@ def _request(call: ServerCall, body: _RequestBody) -> ClientRequest[Any] | Clien
     return ClientRequest(call.taken(), call)
 
 
-def _messages(call: ServerCall, body: _RequestBody) -> Iterator[Any]:
+def _messages(call: StreamServerCall, body: _RequestBody) -> Iterator[Any]:
     # Some servers' read(n) waits for all of n bytes. Asking for no more than a message needs gives each one as soon as
     # it is there; a small body of known length has most likely come whole.
     whole = body.length is not None and body.length <= _CHUNK
@@ -187,7 +191,7 @@ def _messages(call: ServerCall, body: _RequestBody) -> Iterator[Any]:
 
 def _stream(
     endpoint: Endpoint,
-    call: ServerCall,
+    call: StreamServerCall,
     body: _RequestBody,
     environ: Mapping[str, Any],
     start_response: StartResponse,
@@ -216,7 +220,7 @@ class _StreamedBody:
 
     def __init__(
         self,
-        call: ServerCall,
+        call: StreamServerCall,
         messages: Iterator[Any],
         stream: ServerStream[Any] | None,
         body: _RequestBody,
@@ -326,7 +330,7 @@ class _RequestBody:
         self._input: Input = environ["wsgi.input"]
         self._soon = _prompt(self._input)
         self._http_1 = _is_http_1(environ)
-        self.refusal: Response | None = None
+        self.refusal: WholeResponse | None = None
         self.length: int | None
         declared = environ.get("CONTENT_LENGTH")
         if environ.get("HTTP_TRANSFER_ENCODING"):
@@ -442,9 +446,10 @@ def _read_exactly(stream: Input, size: int) -> bytes:
         whole = stream.read(size)
         if len(whole) == size:
             return whole
-        parts, left = [whole], size - len(whole)
+        parts: Pieces = [whole]
+        left = size - len(whole)
         while left and (chunk := stream.read(left)):
-            parts.append(chunk)
+            keep(parts, chunk)
             left -= len(chunk)
     except Exception as error:  # each server has its own
         raise _unreadable() from error

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import abc
+from typing import TYPE_CHECKING
+
+from connectrpc._core.pieces import keep
+
+if TYPE_CHECKING:
+    from connectrpc._core.pieces import Pieces
 
 __all__ = ["AsyncChunkedResponse", "ChunkedResponse"]
 
@@ -19,14 +25,15 @@ class ChunkedResponse(abc.ABC):
 
     def read(self, limit: int | None) -> bytes:
         """The whole body, or at least one byte more than ``limit``."""
-        parts, received = [], 0
+        parts: Pieces = []
+        received = 0
         try:
             while (limit is None or received <= limit) and (chunk := self.read_chunk()):
-                parts.append(chunk)
+                keep(parts, chunk)
                 received += len(chunk)
         finally:
             self.close()
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
 
 class AsyncChunkedResponse(abc.ABC):
@@ -41,11 +48,12 @@ class AsyncChunkedResponse(abc.ABC):
 
     async def read(self, limit: int | None) -> bytes:
         """The whole body, or at least one byte more than ``limit``."""
-        parts, received = [], 0
+        parts: Pieces = []
+        received = 0
         try:
             while (limit is None or received <= limit) and (chunk := await self.read_chunk()):
-                parts.append(chunk)
+                keep(parts, chunk)
                 received += len(chunk)
         finally:
             self.close()
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)

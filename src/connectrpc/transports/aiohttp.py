@@ -12,6 +12,7 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from connectrpc._core.pieces import keep
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.transports._failures import closed_unanswered, no_connection, tls_failure, unresolved
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     from connectrpc._core.http import HTTPRequest
+    from connectrpc._core.pieces import Pieces
 
 __all__ = ["AiohttpTransport"]
 
@@ -288,9 +290,10 @@ class _Response:
         try:
             if limit is None or (response.content_length is not None and response.content_length <= limit):
                 return await response.read()
-            parts, received = [], 0
+            parts: Pieces = []
+            received = 0
             while received <= limit and (chunk := await response.content.readany()):
-                parts.append(chunk)
+                keep(parts, chunk)
                 received += len(chunk)
             return b"".join(parts)
         except _FAILURES as error:

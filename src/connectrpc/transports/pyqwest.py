@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import contextvars
 import functools
+import logging
 import os
 import queue
 import re
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import pyqwest
 
+from connectrpc._core.chain import close_messages
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.transports._background import in_background
 from connectrpc.transports._ending import Ending
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncPyqwestTransport", "PyqwestTransport"]
 
+
+_logger = logging.getLogger("connectrpc.client")
 
 _forked = False
 """Whether this process was forked from one that had a pyqwest client."""
@@ -279,7 +283,14 @@ class _Upload:
         return found[0] if len(found) == 1 else b"".join(found)
 
     def _read(self, parts: Iterator[bytes]) -> None:
-        """Read parts, and a few ahead. The iterator ends with it, in the same thread."""
+        """Read parts, and a few ahead. A generator ends with it, in the same thread."""
+        self._read_parts(parts)
+        try:
+            close_messages(parts)
+        except Exception:  # the call is over, and has its outcome
+            _logger.exception("a request iterator failed while it was closed")
+
+    def _read_parts(self, parts: Iterator[bytes]) -> None:
         while not self._abandoned:
             try:
                 part = self._context.run(next, parts, None)

@@ -35,6 +35,7 @@ from urllib3.exceptions import (
     SSLError,
 )
 
+from connectrpc._core.pieces import keep
 from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.transports._ending import LONGEST_WAIT, Ending
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from urllib3.connectionpool import HTTPConnectionPool
 
     from connectrpc._core.http import HTTPRequest
+    from connectrpc._core.pieces import Pieces
     from connectrpc.cancel import CancelToken
     from connectrpc.deadline import Deadline
 
@@ -336,9 +338,10 @@ class _Response:
                 if self._guard is not None:
                     self._guard.finish()
                 return whole
-            parts, received = [], 0
+            parts: Pieces = []
+            received = 0
             while received <= limit and (chunk := self._guarded(response.read1(_CHUNK))):
-                parts.append(chunk)
+                keep(parts, chunk)
                 received += len(chunk)
         except BaseException as error:
             self.close()
