@@ -51,7 +51,7 @@ unit-test *args:
 
 # Tests with real servers, tools and type checkers.
 integration-test *args:
-    pytest tests/integration "$@"
+    {{python}} tests/integration/run.py "$@"
 
 # connect-es in Node and in Chromium against our servers. Needs Node.
 interop-test *args:

@@ -108,6 +108,7 @@ def test_an_implementation_that_cannot_be_made(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["gunicorn-asgi", "granian-asgi", "hypercorn", "uvicorn-httptools"])
 def test_handlers_in_threads_hold_nobody_up(kind: str, tmp_path: Path) -> None:
     """Synchronous handlers that block, beside each other, on a server that has one thread of its own."""

@@ -183,6 +183,7 @@ async def connections_gone(server: RawServer) -> None:
     assert await asyncio.to_thread(settles, lambda: server.open_connections == 0)
 
 
+@pytest.mark.alone
 def test_deadline(stall: tuple[RawServer, Callable[..., Coroutine[Any, Any, None]]]) -> None:
     server, call = stall
 
@@ -201,6 +202,7 @@ def test_deadline(stall: tuple[RawServer, Callable[..., Coroutine[Any, Any, None
     assert server.accepted == 2
 
 
+@pytest.mark.alone
 def test_cancel(stall: tuple[RawServer, Callable[..., Coroutine[Any, Any, None]]]) -> None:
     server, call = stall
 
@@ -325,6 +327,7 @@ if sys.version_info >= (3, 11):
         asyncio.run(main())
 
 
+@pytest.mark.alone
 def test_deadline_while_connecting() -> None:
     async def main(port: int) -> None:
         async with AsyncProbeServiceClient(f"http://127.0.0.1:{port}") as client:
@@ -338,6 +341,7 @@ def test_deadline_while_connecting() -> None:
         asyncio.run(main(port))
 
 
+@pytest.mark.alone
 def test_cancel_while_connecting() -> None:
     async def main(port: int) -> None:
         async with AsyncProbeServiceClient(f"http://127.0.0.1:{port}") as client:
@@ -622,6 +626,7 @@ if sys.version_info >= (3, 11):
         asyncio.run(at_every_wait(gunicorn_gthread, "interceptors", call, end))
 
 
+@pytest.mark.alone
 def test_aclose_while_a_call_is_under_way(stall: tuple[RawServer, Callable[..., Coroutine[Any, Any, None]]]) -> None:
     """Both end at once, and the call with an error of its own."""
     server, call = stall
@@ -856,6 +861,7 @@ EARLY_EXITS: dict[str, Call] = {
 """Ways to end a call before its time that cost the server little."""
 
 
+@pytest.mark.alone
 def test_ten_thousand_early_exits(gunicorn_gthread: Server) -> None:
     """Sockets, objects and memory are the same after ten thousand as after one thousand."""
 

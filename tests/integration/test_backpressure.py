@@ -264,6 +264,7 @@ def prompt(measure: Callable[[], float]) -> bool:
     return False
 
 
+@pytest.mark.alone
 def test_a_stream_at_full_speed_leaves_room_for_others(server: Server, name: str) -> None:
     """A generator that never waits, a client that reads as fast as it can: other calls are answered all the same."""
     request = CountRequest(up_to=FLOOD, name=name)
@@ -274,6 +275,7 @@ def test_a_stream_at_full_speed_leaves_room_for_others(server: Server, name: str
             assert 1000 < reached.now() < FLOOD, "there was no load"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("leave", ["close", "reset"])
 def test_a_client_that_leaves_a_long_stream_troubles_nobody(server: Server, name: str, leave: str) -> None:
     """The generator is ended in the middle, its ``finally`` has run, and others do not notice."""
@@ -303,6 +305,7 @@ def leave_a_long_stream(server: Server, name: str, leave: str) -> float:
     return worst
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("path", ["Sum", "Chat"])
 def test_an_upload_at_full_speed_leaves_room_for_others(asgi: Server, name: str, path: str) -> None:
     """A client that sends as fast as it can, the smallest messages that there are."""
@@ -406,6 +409,7 @@ def test_a_handler_that_waits_is_cancelled_when_its_client_leaves(
     assert "Traceback" not in asgi.logged(logged)
 
 
+@pytest.mark.alone
 def test_many_clients_that_leave_at_once(asgi: Server, name: str) -> None:
     """Hundreds of handlers are cancelled together, and the next calls find nothing amiss."""
     notes(asgi)
@@ -422,6 +426,7 @@ def test_many_clients_that_leave_at_once(asgi: Server, name: str) -> None:
 # Clients that are slow to say what they want.
 
 
+@pytest.mark.alone
 def test_slow_clients_keep_nobody_waiting(server: Server) -> None:
     """A dozen clients that send their heads or their messages a byte at a time, and others who do not."""
     message = EchoRequest(text="slow").SerializeToString()
@@ -458,6 +463,7 @@ def test_slow_clients_keep_nobody_waiting(server: Server) -> None:
             connection.sock.close()
 
 
+@pytest.mark.alone
 def test_uploads_that_stop_are_given_up_with_their_clients(server: Server) -> None:
     """Cut off in the middle, many at once: nothing of them stays."""
     cut = [

@@ -200,6 +200,7 @@ def all_kinds(client: ProbeServiceClient, name: str, over: threading.Event) -> i
     raise AssertionError
 
 
+@pytest.mark.alone
 def test_both_sides_under_load(client: ProbeServiceClient) -> None:
     """Threads call while the process forks, again and again, and so do threads in each child, all of them at once.
 
@@ -267,6 +268,7 @@ def test_pool_of_processes(client: ProbeServiceClient) -> None:
         inherited = None
 
 
+@pytest.mark.alone
 def test_deadlines_on_both_sides(client: ProbeServiceClient) -> None:
     """The thread that watches deadlines is not there any more in the child."""
 
@@ -291,6 +293,7 @@ def test_deadlines_on_both_sides(client: ProbeServiceClient) -> None:
         assert error.code is ConnectErrorCode.DEADLINE_EXCEEDED
 
 
+@pytest.mark.alone
 def test_tokens_on_both_sides(client: ProbeServiceClient) -> None:
     token = CancelToken()
 

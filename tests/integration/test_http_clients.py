@@ -123,6 +123,7 @@ TLS_STALLS: dict[str, tuple[Callable[[Peer], None], Callable[..., object]]] = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("script", "call"), TLS_STALLS.values(), ids=TLS_STALLS.keys())
 def test_tls(tls: TLS, script: Callable[[Peer], None], call: Callable[..., object]) -> None:
     """Deadlines and tokens hold behind TLS as well, and leave nothing broken behind."""
@@ -169,6 +170,7 @@ ASYNC_TLS_STALLS: dict[str, tuple[Callable[[Peer], None], Callable[..., Coroutin
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("script", "call"), ASYNC_TLS_STALLS.values(), ids=ASYNC_TLS_STALLS.keys())
 def test_tls_with_the_asynchronous_client(
     tls: TLS, script: Callable[[Peer], None], call: Callable[..., Coroutine[Any, Any, object]]
@@ -222,6 +224,7 @@ def test_tls_both_sides_of_a_fork(tls: TLS) -> None:
         assert server.accepted == 2
 
 
+@pytest.mark.alone
 def test_a_handshake_that_never_ends(tls: TLS) -> None:
     def script(peer: Peer) -> None:
         peer.wait_until_gone(5)
@@ -458,6 +461,7 @@ def test_proxy_and_fork(proxy: Proxy, gunicorn_gthread: Server) -> None:
         assert len(proxy.seen) >= before + 50
 
 
+@pytest.mark.alone
 def test_proxy_deadlines_and_tokens(proxy: Proxy) -> None:
     with RawServer(silent) as server, urllib3.ProxyManager(proxy.server.url) as manager:
         client = ProbeServiceClient(server.url, manager)
@@ -496,6 +500,7 @@ def test_proxy_with_tunnel(proxy: Proxy, tls: TLS) -> None:
         assert raised.value.code is Code.DEADLINE_EXCEEDED
 
 
+@pytest.mark.alone
 def test_a_tunnel_that_the_proxy_refuses_or_never_answers(tls: TLS) -> None:
     def refuse(peer: Peer) -> None:
         peer.read_head()

@@ -182,6 +182,7 @@ def stall(request: pytest.FixtureRequest) -> Iterator[tuple[RawServer, Callable[
 # Deadlines.
 
 
+@pytest.mark.alone
 def test_deadline(stall: tuple[RawServer, Callable[..., None]]) -> None:
     server, call = stall
     with ProbeServiceClient(server.url) as client:
@@ -195,6 +196,7 @@ def test_deadline(stall: tuple[RawServer, Callable[..., None]]) -> None:
     assert server.accepted == 2  # the connection that was given up has not been used again
 
 
+@pytest.mark.alone
 def test_deadline_while_connecting() -> None:
     with black_hole() as port, ProbeServiceClient(f"http://127.0.0.1:{port}") as client:
         began = time.monotonic()
@@ -204,6 +206,7 @@ def test_deadline_while_connecting() -> None:
         assert 0.25 < time.monotonic() - began < 0.3 + WOKEN
 
 
+@pytest.mark.alone
 def test_deadline_where_the_users_own_limit_for_connecting_is_shorter() -> None:
     manager = urllib3.PoolManager(timeout=urllib3.Timeout(connect=0.1))
     with black_hole() as port:
@@ -283,6 +286,7 @@ def test_timeout_on_the_wire(timeout: float | None, sent: str | None) -> None:
     assert seen == [sent, sent]
 
 
+@pytest.mark.alone
 def test_the_clients_own_timeout() -> None:
     with RawServer(silent) as server, ProbeServiceClient(server.url, timeout_seconds=0.2) as client:
         for timeout, expected in ((None, 0.2), (0.5, 0.5)):
@@ -315,6 +319,7 @@ def test_deadline_while_waiting_for_a_connection_of_a_full_pool() -> None:
             assert raised.value.code is ConnectErrorCode.DEADLINE_EXCEEDED
 
 
+@pytest.mark.alone
 def test_many_deadlines_at_once() -> None:
     with RawServer(silent) as server, ProbeServiceClient(server.url) as client:
 
@@ -344,6 +349,7 @@ def test_deadlines_that_are_not_met_cost_nothing_later(gunicorn_gthread: Server)
 # Tokens.
 
 
+@pytest.mark.alone
 def test_cancel(stall: tuple[RawServer, Callable[..., None]]) -> None:
     server, call = stall
     token = CancelToken()
@@ -361,6 +367,7 @@ def test_cancel(stall: tuple[RawServer, Callable[..., None]]) -> None:
     assert server.accepted == 2
 
 
+@pytest.mark.alone
 def test_cancel_while_connecting() -> None:
     token = CancelToken()
     with black_hole() as port, ProbeServiceClient(f"http://127.0.0.1:{port}") as client:
@@ -374,6 +381,7 @@ def test_cancel_while_connecting() -> None:
         assert background.ended_at - canceled_at < WOKEN
 
 
+@pytest.mark.alone
 def test_cancel_while_waiting_for_a_connection_of_a_full_pool() -> None:
     manager = urllib3.PoolManager(block=True, maxsize=1)
     token = CancelToken()
@@ -412,6 +420,7 @@ def test_a_token_that_was_cancelled_before_sends_nothing() -> None:
         assert client.echo(EchoRequest(text="others")).request.text == "others"
 
 
+@pytest.mark.alone
 def test_one_token_for_many_calls() -> None:
     token = CancelToken()
     with RawServer(silent) as server, ProbeServiceClient(server.url) as client, RawServer(stream_stalls) as other:
@@ -502,6 +511,7 @@ def test_calls_that_are_cancelled_at_any_moment_never_hurt_others(gunicorn_gthre
 # Closing.
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("script", [stream_stalls, stream_drips_bytes])
 def test_close_from_another_thread(script: Callable[[Peer], None]) -> None:
     with RawServer(script) as server, ProbeServiceClient(server.url) as client:
@@ -814,6 +824,7 @@ def closed_after_one(client: ProbeServiceClient) -> None:
         next(stream)
 
 
+@pytest.mark.alone
 def test_ten_thousand_early_exits(gunicorn_gthread: Server) -> None:
     """Sockets, objects and memory are the same after ten thousand as after one thousand."""
     canceller = Canceller()

