@@ -862,7 +862,6 @@ class AsyncLateService(LateService):
         return await self._late([message.name async for message in request], request)
 
     async def _late(self, names: list[str], request: Any) -> Any:
-        let_pass(request)
         if self._waits:
             await asyncio.sleep(60)
         return self._answer(names, request)
@@ -878,11 +877,11 @@ class AsyncLateService(LateService):
 
     async def _late_async_messages(self, request: Any) -> AsyncIterator[Any]:
         yield reply("a")
+        if self._waits:
+            await asyncio.sleep(60)
         let_pass(request)
         if self._error is not None:
             raise self._error
-        if self._waits:
-            await asyncio.sleep(60)
         yield reply("b")
 
 
@@ -891,7 +890,9 @@ LATE = {
     "wsgi-threads": lambda options: through_wsgi(wsgi_service(SERVICE, InThreads(LateService()), **options)),
     "wsgi-timeout": lambda options: through_wsgi(wsgi_service(SERVICE, LateService(TimeoutError()), **options)),
     "asgi": lambda options: through_asgi(asgi_service(SERVICE, AsyncLateService(), **options)),
-    "asgi-waits": lambda options: through_asgi(asgi_service(SERVICE, AsyncLateService(waits=True), **options)),
+    "asgi-waits": lambda options: through_asgi(
+        asgi_service(SERVICE, AsyncLateService(waits=True), **{**options, "max_timeout_seconds": 0.3})
+    ),
     "asgi-threads": lambda options: through_asgi(asgi_service(SERVICE, InThreads(LateService()), **options)),
     "asgi-timeout": lambda options: through_asgi(
         asgi_service(SERVICE, AsyncLateService(asyncio.TimeoutError()), **options)
