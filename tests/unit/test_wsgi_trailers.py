@@ -42,6 +42,7 @@ class Call:
 
     Attributes:
         events: what the app did, in order: "head", parts of the body, trailers.
+        input: what is left of the request.
     """
 
     def __init__(self, app: WSGIApplication, method: Any, body: bytes, **changes: Any) -> None:
@@ -49,6 +50,7 @@ class Call:
         start = Starter()
         made = environ(method.path, body, GRPC, **{"SERVER_PROTOCOL": "HTTP/2", "CONTENT_LENGTH": None, **changes})
         made[SEND_TRAILERS] = self.events.append
+        self.input = made["wsgi.input"]
         parts = app(made, start)
         self.status, self.headers = start.status, dict(start.headers)
         for part in parts:
@@ -112,6 +114,16 @@ def test_headers_and_trailers_of_the_handler() -> None:
         call = Call(app, method, asked(ask()))
         assert call.headers["x-head"] == "1"
         assert call.trailers == {"grpc-status": "0", "x-trailer": "2"}
+
+
+@pytest.mark.parametrize("method", [UNARY, SERVER, CLIENT, BIDI], ids=lambda method: method.python_name)
+def test_what_is_left_of_a_request_that_was_refused(method: Any) -> None:
+    """A message that is on its way is taken to its end: a client that is stopped in it may miss the answer. A client
+    with a stream of them may go on until it has the answer."""
+    size = 5 * 1024 * 1024
+    call = Call(answer_all(), method, b"\0" + size.to_bytes(4, "big") + bytes(size))
+    assert call.trailers["grpc-status"] == "8"
+    assert bool(call.input.read()) == method.kind.client_streams
 
 
 def test_trailers_come_when_the_last_part_has_been_taken() -> None:

@@ -92,6 +92,7 @@ class WSGIApplication:
             body.drain()
             return _send(negotiated, environ, start_response)
         endpoint, call = negotiated
+        body.open = endpoint.method.kind.client_streams
         if endpoint.method.kind.server_streams:
             assert isinstance(call, StreamServerCall)
             return _stream(endpoint, call, body, environ, start_response)
@@ -321,15 +322,17 @@ class _RequestBody:
 
     Attributes:
         length: how many bytes it has; None when only its end will tell.
+        open: whether the client may wait for an answer before it ends this; assumed until the method is known.
         refusal: the answer to a request whose body cannot be read at all, or None.
     """
 
-    __slots__ = ("_http_1", "_input", "_left", "_soon", "length", "refusal")
+    __slots__ = ("_http_1", "_input", "_left", "_soon", "length", "open", "refusal")
 
     def __init__(self, environ: dict[str, Any]) -> None:
         self._input: Input = environ["wsgi.input"]
         self._soon = _prompt(self._input)
         self._http_1 = _is_http_1(environ)
+        self.open = True
         self.refusal: WholeResponse | None = None
         self.length: int | None
         declared = environ.get("CONTENT_LENGTH")
@@ -397,9 +400,10 @@ class _RequestBody:
     def drain(self) -> None:
         """Read what is left, within bounds, and throw it away.
 
-        Only where the next request comes behind this one: a stream of HTTP/2 just ends.
+        Where the next request comes behind this one, it has to be. On HTTP/2 a stream of messages just ends; but a
+        whole message is on its way, and a client that is stopped in it may miss the answer.
         """
-        if self._left == 0 or not self._http_1:
+        if self._left == 0 or (self.open and not self._http_1):
             return
         drained, until = 0, time.monotonic() + DRAIN_MAX_SECONDS
         try:
