@@ -794,6 +794,42 @@ def test_async_calls_that_are_cancelled_leave_the_others_alone(shared: Wire) -> 
     asyncio.run(main())
 
 
+def test_async_calls_go_on_where_the_one_that_connects_is_cancelled(
+    http2: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait until it has made their connection ready, which ends with it."""
+
+    async def main() -> None:
+        connecting = asyncio.Event()
+
+        async def hold(kind: Any, request: httpx.Request, **options: Any) -> httpx.Response:
+            told = request.extensions["trace"]
+
+            async def trace(event: str, info: dict[str, Any]) -> None:
+                await told(event, info)
+                if event.endswith("send_connection_init.started") and not connecting.is_set():
+                    connecting.set()
+                    await asyncio.sleep(60)
+
+            request.extensions["trace"] = trace
+            return await send(kind, request, **options)
+
+        send = httpx.AsyncClient.send
+        monkeypatch.setattr(httpx.AsyncClient, "send", hold)
+        async with http2.aclient() as http_client:
+            client = AsyncProbeServiceClient(http2.url, http_client)
+            first = asyncio.create_task(client.echo(EchoRequest(text="first")))
+            others = [asyncio.create_task(client.echo(EchoRequest(text=name))) for name in ("a", "b", "c")]
+            await asyncio.wait_for(connecting.wait(), 5)
+            await asyncio.sleep(0.1)  # the others have come as far
+            first.cancel()
+            answers = await asyncio.wait_for(asyncio.gather(*others), 5)
+            assert [answer.request.text for answer in answers] == ["a", "b", "c"]
+            assert first.cancelled()
+
+    asyncio.run(main())
+
+
 @both
 @pytest.mark.parametrize(
     ("number", "code"), [(7, Code.UNAVAILABLE), (8, Code.CANCELED), (11, Code.RESOURCE_EXHAUSTED), (2, Code.INTERNAL)]

@@ -826,9 +826,10 @@ class AsyncHttpxTransport(_Transport):
         upload = None if body is None or isinstance(body, bytes) else _AsyncUpload(body)
         content = body if upload is None else upload.content
         stream: _Stream | None = None
+        stale = False
 
         async def trace(event: str, info: dict[str, Any]) -> None:
-            nonlocal stream
+            nonlocal stale, stream
             if event.endswith("send_request_headers.started"):
                 self._home.loop = asyncio.get_running_loop()
                 if event.startswith("http2"):
@@ -837,10 +838,22 @@ class AsyncHttpxTransport(_Transport):
                         _shield(stream.network)
             elif event.endswith((".connect_tcp.complete", ".connect_unix_socket.complete", ".start_tls.complete")):
                 _shield(info["return_value"])
+            elif event.endswith("send_connection_init.failed"):
+                # The call that was to begin the connection was cancelled, which has closed it, but httpcore goes on
+                # with the next call that waits for it. Nothing of that was sent.
+                stale = type(info["exception"]).__module__ == "h2.exceptions"
 
-        native = self._request(request, content, self._timeouts(None), trace)
+        async def begin() -> httpx.Response:
+            native = self._request(request, content, self._timeouts(None), trace)
+            return cast("httpx.Response", await self._client.send(native, stream=True, follow_redirects=False))
+
         try:
-            response = await self._client.send(native, stream=True, follow_redirects=False)
+            try:
+                response = await begin()
+            except Exception:
+                if not stale:
+                    raise
+                response = await begin()
         except BaseException as error:
             if upload is not None:
                 in_background(upload.content.aclose())
