@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from connectrpc._core.call import ServerMethod
-from connectrpc._core.message import UnencodableError, undecodable
+from connectrpc._core.message import encode, undecodable
 from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectErrorCode
 
@@ -43,7 +43,7 @@ class PlainServerMethod(ServerMethod):
         plain_trailers: those of its answer, or None where the protocol has none.
     """
 
-    __slots__ = ("_decode", "_encode", "may_be_plain", "plain_headers", "plain_max_bytes", "plain_trailers")
+    __slots__ = ("_decode", "may_be_plain", "plain_headers", "plain_max_bytes", "plain_trailers")
 
     plain_required: tuple[tuple[str, str], ...]
     plain_refused: frozenset[str]
@@ -53,7 +53,6 @@ class PlainServerMethod(ServerMethod):
     def __init__(self, method: Method[Any, Any], codec: Codec, settings: ServerSettings) -> None:
         super().__init__(method, codec, settings)
         self._decode = codec.decode
-        self._encode = codec.encode
         self.may_be_plain = settings.max_timeout_ms is None  # with a limit of the service's, all have a deadline
         limit = settings.read_max_bytes
         self.plain_max_bytes = _PLAIN_MAX_BYTES if limit is None else min(limit, _PLAIN_MAX_BYTES)
@@ -82,10 +81,7 @@ class PlainServerMethod(ServerMethod):
         """
         if not isinstance(result, self.method.output):
             return call.long_way().answer(result)
-        try:
-            payload = self._encode(result)
-        except Exception as error:
-            raise UnencodableError from error
+        payload = encode(self.codec, result)
         settings = self.settings
         if len(payload) >= settings.compress_min_bytes or settings.send_max_bytes is not None:
             return call.long_way().respond_with(payload, None, None)
