@@ -29,7 +29,6 @@ __all__ = [
     "encode",
     "limited",
     "too_large",
-    "undecodable",
 ]
 
 MessageT = TypeVar("MessageT", bound=Message)

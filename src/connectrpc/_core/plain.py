@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from connectrpc._core.call import ServerMethod
-from connectrpc._core.message import encode, undecodable
+from connectrpc._core.message import decode, encode
 from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectErrorCode
 
@@ -43,7 +43,7 @@ class PlainServerMethod(ServerMethod):
         plain_trailers: those of its answer, or None where the protocol has none.
     """
 
-    __slots__ = ("_decode", "may_be_plain", "plain_headers", "plain_max_bytes", "plain_trailers")
+    __slots__ = ("may_be_plain", "plain_headers", "plain_max_bytes", "plain_trailers")
 
     plain_required: tuple[tuple[str, str], ...]
     plain_refused: frozenset[str]
@@ -52,7 +52,6 @@ class PlainServerMethod(ServerMethod):
 
     def __init__(self, method: Method[Any, Any], codec: Codec, settings: ServerSettings) -> None:
         super().__init__(method, codec, settings)
-        self._decode = codec.decode
         self.may_be_plain = settings.max_timeout_ms is None  # with a limit of the service's, all have a deadline
         limit = settings.read_max_bytes
         self.plain_max_bytes = _PLAIN_MAX_BYTES if limit is None else min(limit, _PLAIN_MAX_BYTES)
@@ -67,11 +66,7 @@ class PlainServerMethod(ServerMethod):
         Raises:
             ConnectError: ``invalid_argument``.
         """
-        try:
-            return self._decode(body, self.method.input)
-        except Exception as error:
-            fault = ConnectErrorCode.INVALID_ARGUMENT
-            raise undecodable(self.codec, self.method.input, fault, error) from error
+        return decode(self.codec, body, self.method.input, ConnectErrorCode.INVALID_ARGUMENT)
 
     def write_plain(self, result: object, call: PlainServerCall) -> bytes | WholeResponse:
         """The body of a 200 with ``plain_headers`` and ``plain_trailers``, or the answer of the long way.
