@@ -1,8 +1,8 @@
 """A gRPC client, of ours, of grpcio's or by hand: one in a process.
 
-All of them serialise the same requests and parse the same answers. The floors are pyqwest in its plainest form, on
-which ours stand. Run as a worker (see `workers`): `grpc_clients.py SIDE PORT`. Its tasks are named `unary-small`,
-`download-small` and so on.
+All of them serialise the same requests and parse the same answers. The floors are pyqwest and pycurl in their plainest
+form, on which ours stand. Run as a worker (see `workers`): `grpc_clients.py SIDE PORT`. Its tasks are named
+`unary-small`, `download-small` and so on.
 """
 
 from __future__ import annotations
@@ -86,10 +86,14 @@ def ours_sync(port: int) -> dict[str, SyncCall]:
 
 
 async def ours_async(port: int) -> dict[str, AsyncCall]:
-    import bench_pb2_connect
     import pyqwest
 
-    http_client = pyqwest.Client(_transport(pyqwest.HTTPTransport))
+    return _ours_async(port, pyqwest.Client(_transport(pyqwest.HTTPTransport)))
+
+
+def _ours_async(port: int, http_client: Any) -> dict[str, AsyncCall]:
+    import bench_pb2_connect
+
     client = bench_pb2_connect.AsyncBenchServiceClient(f"http://127.0.0.1:{port}", http_client, protocol="grpc")
 
     async def upload(size: str) -> tuple[int, int]:
@@ -102,6 +106,12 @@ async def ours_async(port: int) -> dict[str, AsyncCall]:
         "upload": upload,
         "echo": lambda size: count_async(client.echo(requests(GRPC_SHAPES[size]))),
     }
+
+
+async def ours_pycurl(port: int) -> dict[str, AsyncCall]:
+    from connectrpc.transports.pycurl import AsyncPycurlTransport
+
+    return _ours_async(port, AsyncPycurlTransport(http_version="2"))
 
 
 # ---- grpcio's
@@ -263,6 +273,87 @@ async def floor_async(port: int) -> dict[str, AsyncCall]:
     return {"unary": unary, "download": receive("download"), "upload": upload, "echo": receive("echo")}
 
 
+async def floor_pycurl(port: int) -> dict[str, AsyncCall]:
+    import pycurl
+
+    multi = pycurl.AsyncCurlMulti()
+    headers = [f"{name}: {value}" for name, value in HEADERS]
+    base = f"http://127.0.0.1:{port}"
+
+    def prepared(path: str) -> Any:
+        curl: Any = pycurl.Curl()
+        curl.setopt(pycurl.URL, base + path)
+        curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2_PRIOR_KNOWLEDGE)
+        curl.setopt(pycurl.PIPEWAIT, 1)
+        curl.setopt(pycurl.HTTPHEADER, [*headers, "expect:"])
+        curl.setopt(pycurl.POST, 1)
+        return curl
+
+    def send(curl: Any, body: bytes | Iterator[bytes]) -> None:
+        if isinstance(body, bytes):
+            curl.setopt(pycurl.POSTFIELDS, body)
+        else:
+            curl.setopt(pycurl.POSTFIELDSIZE_LARGE, -1)
+            curl.setopt(pycurl.READFUNCTION, Reader(body).read)
+
+    async def perform(curl: Any, write: Callable[[bytes], object]) -> None:
+        lines: list[bytes] = []
+        curl.setopt(pycurl.HEADERFUNCTION, lines.append)
+        curl.setopt(pycurl.WRITEFUNCTION, write)
+        await multi.perform(curl)
+        _check(curl.getinfo(pycurl.RESPONSE_CODE), {"grpc-status": "0"} if b"grpc-status: 0\r\n" in lines else {})
+
+    spare: list[Any] = []
+
+    async def unary(size: str) -> bench_pb2.GreetResponse:
+        curl = spare.pop() if spare else prepared(work.GREET_PATH)
+        send(curl, _message(work.GREETINGS[size].SerializeToString()))
+        parts: list[bytes] = []
+        await perform(curl, parts.append)
+        spare.append(curl)
+        return bench_pb2.GreetResponse.FromString(b"".join(parts)[5:])
+
+    async def upload(size: str) -> tuple[int, int]:
+        curl = prepared(PATHS["upload"])
+        send(curl, _begun("upload", GRPC_SHAPES[size]))
+        parts: list[bytes] = []
+        await perform(curl, parts.append)
+        return _answered(b"".join(parts))
+
+    def receive(kind: str) -> AsyncCall:
+        async def call(size: str) -> tuple[int, int]:
+            curl = prepared(PATHS[kind])
+            send(curl, _begun(kind, GRPC_SHAPES[size]))
+            cut = Cutter().cut
+            chunks = length = 0
+
+            def write(data: bytes) -> None:
+                nonlocal chunks, length
+                more, longer = _counted(cut(data))
+                chunks += more
+                length += longer
+
+            await perform(curl, write)
+            return chunks, length
+
+        return call
+
+    return {"unary": unary, "download": receive("download"), "upload": upload, "echo": receive("echo")}
+
+
+class Reader:
+    """Parts of a request as pieces of at most as many bytes as somebody asks for."""
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts = parts
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        part = self._rest or next(self._parts, b"")
+        self._rest = part[size:]
+        return part[:size]
+
+
 # ---- the worker
 
 
@@ -310,7 +401,13 @@ def async_task(
 
 
 SYNC = {"ours-sync": ours_sync, "floor-sync": floor_sync, "grpcio-sync": grpcio_sync}
-ASYNC = {"ours-async": ours_async, "floor-async": floor_async, "grpcio-async": grpcio_async}
+ASYNC = {
+    "ours-async": ours_async,
+    "ours-pycurl": ours_pycurl,
+    "floor-async": floor_async,
+    "floor-pycurl": floor_pycurl,
+    "grpcio-async": grpcio_async,
+}
 
 
 def main() -> None:

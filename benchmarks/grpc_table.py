@@ -49,8 +49,14 @@ class Case:
 SERVER = ("ours", "floor", "grpcio-aio", "grpcio-threads")
 SYNC = ("ours-sync", "floor-sync", "grpcio-sync")
 ASYNC = ("ours-async", "floor-async", "grpcio-async")
+PYCURL = ("ours-pycurl", "floor-pycurl", "grpcio-async")
 
-_GROUPS = (("server", SERVER, grpc_server_side), ("sync", SYNC, grpc_client_side), ("async", ASYNC, grpc_client_side))
+_GROUPS = (
+    ("server", SERVER, grpc_server_side),
+    ("sync", SYNC, grpc_client_side),
+    ("async", ASYNC, grpc_client_side),
+    ("pycurl", PYCURL, grpc_client_side),
+)
 
 CASES = tuple(
     Case(f"grpc-{name}-{kind}{suffix}", f"{kind}-{size}", sides, opener)

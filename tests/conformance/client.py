@@ -12,7 +12,7 @@ import signal
 import client_async
 import client_sync
 
-MODES = ["sync", "async", "sync-httpx", "async-httpx", "sync-pyqwest", "async-pyqwest"]
+MODES = ["sync", "async", "sync-httpx", "async-httpx", "sync-pyqwest", "async-pyqwest", "async-pycurl"]
 
 
 def main() -> None:
@@ -36,6 +36,8 @@ def main() -> None:
             client_sync.run(arguments.parallel, client_sync.pyqwest_client)
         case "async-pyqwest":
             asyncio.run(client_async.run(arguments.parallel, client_async.pyqwest_client))
+        case "async-pycurl":
+            asyncio.run(client_async.run(arguments.parallel, client_async.pycurl_transport))
 
 
 if __name__ == "__main__":

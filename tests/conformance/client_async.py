@@ -1,4 +1,4 @@
-"""The async client under test, over aiohttp, httpx or pyqwest."""
+"""The async client under test, over aiohttp, httpx, pycurl or pyqwest."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from client_calls import (
     httpx_settings,
     is_full_duplex,
     only_message,
+    pycurl_settings,
     pyqwest_settings,
     record,
     timeout_seconds,
@@ -55,11 +56,12 @@ if TYPE_CHECKING:
         UnaryResponse,
     )
     from connectrpc.streams import AsyncStreamCall
+    from connectrpc.transports.pycurl import AsyncPycurlTransport
     from connectrpc.unary import UnaryOutput
 
-    _HTTPClient: TypeAlias = ClientSession | httpx.AsyncClient | pyqwest.Client
+    _HTTPClient: TypeAlias = ClientSession | httpx.AsyncClient | AsyncPycurlTransport | pyqwest.Client
 
-__all__ = ["client_session", "httpx_client", "pyqwest_client", "run"]
+__all__ = ["client_session", "httpx_client", "pycurl_transport", "pyqwest_client", "run"]
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -101,6 +103,12 @@ def httpx_client(request: ClientCompatRequest) -> httpx.AsyncClient:
     import httpx
 
     return httpx.AsyncClient(**httpx_settings(request))
+
+
+def pycurl_transport(request: ClientCompatRequest) -> AsyncPycurlTransport:
+    from connectrpc.transports.pycurl import AsyncPycurlTransport
+
+    return AsyncPycurlTransport(**pycurl_settings(request))
 
 
 def pyqwest_client(request: ClientCompatRequest) -> pyqwest.Client:

@@ -47,6 +47,7 @@ __all__ = [
     "httpx_settings",
     "is_full_duplex",
     "only_message",
+    "pycurl_settings",
     "pyqwest_settings",
     "record",
     "timeout_seconds",
@@ -116,6 +117,22 @@ def httpx_settings(request: ClientCompatRequest) -> dict[str, typing.Any]:
         "timeout": None,
         "trust_env": False,
     }
+
+
+def pycurl_settings(request: ClientCompatRequest) -> dict[str, typing.Any]:
+    """The arguments of a transport over pycurl: the HTTP version, and TLS."""
+    import pycurl
+
+    versions = {HTTPVersion.HTTP_VERSION_1: "1.1", HTTPVersion.HTTP_VERSION_2: "2"}
+
+    def configure(curl: pycurl.Curl) -> None:
+        if request.server_tls_cert:
+            curl.setopt(pycurl.CAINFO_BLOB, request.server_tls_cert)
+        if request.HasField("client_tls_creds"):
+            curl.setopt(pycurl.SSLCERT_BLOB, request.client_tls_creds.cert)
+            curl.setopt(pycurl.SSLKEY_BLOB, request.client_tls_creds.key)
+
+    return {"http_version": versions[request.http_version], "configure": configure}
 
 
 def pyqwest_settings(request: ClientCompatRequest) -> dict[str, typing.Any]:

@@ -26,6 +26,7 @@ LIMIT_SECONDS = 600
 # How many cases there are for the features in the configuration files. A run that has shrunk must not pass.
 CLIENT_CASES = 3362
 HTTP2_CLIENT_CASES = 6724  # and HTTP/1.1, without trailers and full duplex
+DUPLEX_CLIENT_CASES = 8978  # with both
 HTTP3_CLIENT_CASES = 10767  # and HTTP/1.1 and 2
 SERVER_CASES = 2724
 HTTP2_SERVER_CASES = 7288  # and HTTP/1.1
@@ -79,6 +80,10 @@ def httpx_client(mode: str) -> Run:
     return Run("client", "config_client_httpx.yaml", ["client.py", "--mode", mode], HTTP2_CLIENT_CASES, CLOSED_BODY)
 
 
+def pycurl_client(mode: str) -> Run:
+    return Run("client", "config_client_http2.yaml", ["client.py", "--mode", mode], DUPLEX_CLIENT_CASES, CLOSED_BODY)
+
+
 def pyqwest_client(mode: str) -> Run:
     return Run("client", "config_client_http3.yaml", ["client.py", "--mode", mode], HTTP3_CLIENT_CASES, CLOSED_BODY)
 
@@ -102,6 +107,7 @@ RUNS = {
     "client-async-httpx": httpx_client("async-httpx"),
     "client-sync-pyqwest": pyqwest_client("sync-pyqwest"),
     "client-async-pyqwest": pyqwest_client("async-pyqwest"),
+    "client-async-pycurl": pycurl_client("async-pycurl"),
     "server-gunicorn": server("gunicorn"),
     "server-granian": server("granian"),
     "server-uvicorn-httptools": server("uvicorn-httptools", TORN_ANSWER),

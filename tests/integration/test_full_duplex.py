@@ -1,7 +1,7 @@
 """Both sides of a stream at once, over HTTP/2, in both colours: who waits for whom, and what ends the other side.
 
-The clients run on pyqwest. A synchronous client's request iterator is read in a thread of its own while the caller
-reads the answers.
+The clients run on pyqwest, asynchronous ones on pycurl too. A synchronous client's request iterator is read in a thread
+of its own while the caller reads the answers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pytest
 
 from connectrpc.client import CancelToken
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.transports.pycurl import AsyncPycurlTransport
 
 from helpers import Background, Usage, settles
 from integration_pb2 import ChatRequest, ChatResponse, CountRequest, EchoRequest, NotesRequest, SumRequest
@@ -71,6 +72,12 @@ def protocol(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=["pyqwest", "pycurl"])
+def library(request: pytest.FixtureRequest) -> str:
+    """On what an asynchronous client runs."""
+    return str(request.param)
+
+
 @contextlib.contextmanager
 def connect(server: Server, protocol: str = "grpc") -> Iterator[ProbeServiceClient]:
     with pyqwest.SyncHTTPTransport(**PLAIN) as transport:
@@ -78,9 +85,14 @@ def connect(server: Server, protocol: str = "grpc") -> Iterator[ProbeServiceClie
 
 
 @contextlib.asynccontextmanager
-async def aconnect(server: Server, protocol: str = "grpc") -> AsyncIterator[AsyncProbeServiceClient]:
-    async with pyqwest.HTTPTransport(**PLAIN) as transport:
-        yield AsyncProbeServiceClient(server.url, pyqwest.Client(transport), protocol=protocol)  # type: ignore[arg-type]
+async def aconnect(library: str, server: Server, protocol: str = "grpc") -> AsyncIterator[AsyncProbeServiceClient]:
+    options: Any = {"protocol": protocol}
+    if library == "pycurl":
+        async with AsyncPycurlTransport(http_version="2") as pycurl_transport:
+            yield AsyncProbeServiceClient(server.url, pycurl_transport, **options)
+    else:
+        async with pyqwest.HTTPTransport(**PLAIN) as transport:
+            yield AsyncProbeServiceClient(server.url, pyqwest.Client(transport), **options)
 
 
 def noted(server: Server, *expected: str, within: float = 10) -> bool:
@@ -214,11 +226,11 @@ def test_each_side_waits_for_the_other(server: Server, protocol: str) -> None:
     assert settles(requests.over, SLOW)
 
 
-def test_each_side_waits_for_the_other_async(server: Server, protocol: str) -> None:
+def test_each_side_waits_for_the_other_async(library: str, server: Server, protocol: str) -> None:
     async def main() -> None:
         requests = Requests("0")
         received = []
-        async with aconnect(server, protocol) as client:
+        async with aconnect(library, server, protocol) as client:
             async for message in client.chat(Async(requests)):
                 received.append(message.text)
                 if len(received) < 50:
@@ -276,10 +288,10 @@ def fail_at_once() -> Iterator[SumRequest]:
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_the_iterator_raises_async(server: Server, protocol: str, name: str, after: int) -> None:
+def test_the_iterator_raises_async(library: str, server: Server, protocol: str, name: str, after: int) -> None:
     async def main() -> None:
         requests = Requests(*["x"] * after)
-        async with aconnect(server, protocol) as client:
+        async with aconnect(library, server, protocol) as client:
             stream = client.chat(Async(requests), headers(name))
             for _ in range(after):
                 assert (await anext(stream)).text == "x"
@@ -329,8 +341,14 @@ def test_the_server_ends_first(server: Server, protocol: str, name: str, misdeed
         assert client.echo(EchoRequest(text="on")).request.text == "on"
 
 
+def sees_no_end(library: str, server: Server, protocol: str) -> bool:
+    """Whether a client does not learn that the server has ended a stream whose requests have not ended: libcurl sees
+    trailers when the stream is reset after them, as all these servers do but uvicorn. The other protocols need none."""
+    return library == "pycurl" and protocol == "grpc" and server.kind == "uvicorn-http2"
+
+
 @pytest.mark.parametrize("misdeed", ["error", "raise", "enough", "error at once"])
-def test_the_server_ends_first_async(server: Server, protocol: str, name: str, misdeed: str) -> None:
+def test_the_server_ends_first_async(library: str, server: Server, protocol: str, name: str, misdeed: str) -> None:
     """The iterator is ended with the call, wherever it waits."""
 
     async def main() -> None:
@@ -339,12 +357,16 @@ def test_the_server_ends_first_async(server: Server, protocol: str, name: str, m
         if misdeed != "error at once":
             requests.say("x")
             requests.say("y", misdeed)
-        async with aconnect(server, protocol) as client:
-            async with client.call_chat(Async(requests), extra) as stream:
+        late = sees_no_end(library, server, protocol)
+        async with aconnect(library, server, protocol) as client:
+            async with client.call_chat(Async(requests), extra, 1 if late else None) as stream:
                 received = [message.text async for message in stream]
                 error = stream.error()
             assert received == (["x"] if misdeed != "error at once" else [])
-            if misdeed == "enough":
+            if late:
+                assert error is not None
+                assert error.code is Code.DEADLINE_EXCEEDED
+            elif misdeed == "enough":
                 assert error is None
             else:
                 assert error is not None
@@ -369,6 +391,27 @@ def test_a_client_stream_that_is_answered_early(server: Server, protocol: str, n
         requests.end()
         assert noted(server, f"{name}: end")
         assert client.echo(EchoRequest(text="on")).request.text == "on"
+
+
+def test_a_client_stream_that_is_answered_early_async(library: str, server: Server, protocol: str, name: str) -> None:
+    async def main() -> None:
+        requests = Requests()
+
+        async def messages() -> AsyncIterator[Any]:
+            yield SumRequest(number=3, misdeed="error")
+            async for message in Async(requests):
+                yield message
+
+        late = sees_no_end(library, server, protocol)
+        async with aconnect(library, server, protocol) as client:
+            with pytest.raises(ConnectError) as raised:
+                await client.sum(messages(), headers(name), 1 if late else None)
+            assert raised.value.code is (Code.DEADLINE_EXCEEDED if late else Code.NOT_FOUND)
+            assert await asettles(requests.over)
+            assert await anoted(server, f"{name}: end")
+            assert (await client.echo(EchoRequest(text="on"))).request.text == "on"
+
+    asyncio.run(main())
 
 
 # The caller leaves.
@@ -407,10 +450,10 @@ def test_leaving_early(server: Server, protocol: str, name: str, way: str) -> No
 
 
 @pytest.mark.parametrize("way", ["with", "close", "break", "generator"])
-def test_leaving_early_async(server: Server, protocol: str, name: str, way: str) -> None:
+def test_leaving_early_async(library: str, server: Server, protocol: str, name: str, way: str) -> None:
     async def main() -> None:
         requests = Requests("x")
-        async with aconnect(server, protocol) as client:
+        async with aconnect(library, server, protocol) as client:
             if way == "with":
                 async with client.call_chat(Async(requests), headers(name)) as stream:
                     assert (await anext(stream)).text == "x"
@@ -488,10 +531,10 @@ def test_a_deadline(server: Server, protocol: str, name: str, kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", STATES)
-def test_a_deadline_async(server: Server, protocol: str, name: str, kind: str) -> None:
+def test_a_deadline_async(library: str, server: Server, protocol: str, name: str, kind: str) -> None:
     async def main() -> None:
         requests, extra = state(kind)
-        async with aconnect(server, protocol) as client:
+        async with aconnect(library, server, protocol) as client:
             began = time.monotonic()
             with pytest.raises(ConnectError) as raised:
                 async for _ in client.chat(Async(requests), {**headers(name), **extra}, timeout_seconds=0.7):
@@ -570,9 +613,9 @@ def test_while_sending(server: Server, name: str, by: str) -> None:
         assert client.echo(EchoRequest(text="on"), timeout_seconds=SLOW).request.text == "on"
 
 
-def test_while_sending_async(server: Server, name: str) -> None:
+def test_while_sending_async(library: str, server: Server, name: str) -> None:
     async def main() -> None:
-        async with aconnect(server) as client:
+        async with aconnect(library, server) as client:
             # Without a deadline a busy handler would not be told: an app reads 64 KiB ahead of it, and no further.
             task = asyncio.create_task(client.sum(flood(), headers(name, x_delay_ms="60000"), timeout_seconds=3))
             assert await anoted(server, f"{name}: begin")
@@ -587,10 +630,10 @@ def test_while_sending_async(server: Server, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", STATES)
-def test_the_task_is_canceled(server: Server, protocol: str, name: str, kind: str) -> None:
+def test_the_task_is_canceled(library: str, server: Server, protocol: str, name: str, kind: str) -> None:
     async def main() -> None:
         requests, extra = state(kind)
-        async with aconnect(server, protocol) as client:
+        async with aconnect(library, server, protocol) as client:
 
             async def call() -> None:
                 async for _ in client.chat(Async(requests), {**headers(name), **extra}):
@@ -614,9 +657,9 @@ def test_the_task_is_canceled(server: Server, protocol: str, name: str, kind: st
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.0005, 0.001, 0.002, 0.005])
-def test_the_task_is_canceled_at_any_moment(server: Server, delay: float) -> None:
+def test_the_task_is_canceled_at_any_moment(library: str, server: Server, delay: float) -> None:
     async def main() -> None:
-        async with aconnect(server) as client:
+        async with aconnect(library, server) as client:
 
             async def call() -> list[ChatResponse]:
                 return [message async for message in client.chat([ChatRequest(text="x")] * 50)]
@@ -671,7 +714,7 @@ def test_many_streams(server: Server) -> None:
             assert received == ["0", *[f"{number}.{turn}" for turn in range(1, 5)]]
 
 
-def test_many_streams_async(server: Server) -> None:
+def test_many_streams_async(library: str, server: Server) -> None:
     async def main() -> None:
         async def talk(client: AsyncProbeServiceClient, number: int) -> None:
             turn: asyncio.Queue[str | None] = asyncio.Queue()
@@ -688,7 +731,7 @@ def test_many_streams_async(server: Server) -> None:
                 turn.put_nowait(f"{number}.{received}" if received < 5 else None)
             assert received == 5
 
-        async with aconnect(server) as client:
+        async with aconnect(library, server) as client:
             await asyncio.gather(*[talk(client, number) for number in range(200)])
             assert await asettles(lambda: len(asyncio.all_tasks()) == 1)
 
@@ -698,7 +741,7 @@ def test_many_streams_async(server: Server) -> None:
 MEGABYTE = 1_000_000
 
 
-@pytest.mark.parametrize("colour", ["sync", "async"])
+@pytest.mark.parametrize("colour", ["sync", "pyqwest", "pycurl"])
 def test_a_hundred_megabytes_each_way(server: Server, colour: str) -> None:
     """What has been sent and read is not kept."""
     upload = (SumRequest(number=1, padding=bytes(MEGABYTE)) for _ in range(100))
@@ -721,7 +764,7 @@ def test_a_hundred_megabytes_each_way(server: Server, colour: str) -> None:
     else:
 
         async def main() -> None:
-            async with aconnect(server) as client:
+            async with aconnect(colour, server) as client:
                 assert (await client.sum(upload)).sum == 100
                 note()
                 number = 0
@@ -735,7 +778,7 @@ def test_a_hundred_megabytes_each_way(server: Server, colour: str) -> None:
     assert peak - before.kilobytes < 50_000
 
 
-@pytest.mark.parametrize("colour", ["sync", "async"])
+@pytest.mark.parametrize("colour", ["sync", "pyqwest", "pycurl"])
 def test_a_slow_server_is_waited_for(server: Server, name: str, colour: str) -> None:
     """The request iterator is asked for no more than the buffers between both sides hold."""
     taken = 0
@@ -754,7 +797,7 @@ def test_a_slow_server_is_waited_for(server: Server, name: str, colour: str) -> 
     else:
 
         async def main() -> None:
-            async with aconnect(server) as client:
+            async with aconnect(colour, server) as client:
                 with pytest.raises(ConnectError) as raised:
                     await client.sum(counted(), extra, timeout_seconds=1.5)
                 assert raised.value.code is Code.DEADLINE_EXCEEDED
@@ -764,7 +807,7 @@ def test_a_slow_server_is_waited_for(server: Server, name: str, colour: str) -> 
     assert noted(server, f"{name}: begin", f"{name}: end")
 
 
-@pytest.mark.parametrize("colour", ["sync", "async"])
+@pytest.mark.parametrize("colour", ["sync", "pyqwest", "pycurl"])
 def test_a_slow_caller_keeps_little(server: Server, colour: str) -> None:
     """What a caller does not read stays with the server, or on the way."""
     request = CountRequest(up_to=300, padding=MEGABYTE)
@@ -778,7 +821,7 @@ def test_a_slow_caller_keeps_little(server: Server, colour: str) -> None:
     else:
 
         async def main() -> None:
-            async with aconnect(server) as client, client.call_count(request) as stream:
+            async with aconnect(colour, server) as client, client.call_count(request) as stream:
                 assert (await anext(stream)).number == 1
                 await asyncio.sleep(0.7)
                 assert Usage.now().kilobytes - before < 50_000

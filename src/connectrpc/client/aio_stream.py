@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from connectrpc.interceptors import CallContext, Response
     from connectrpc.transports.base import AsyncResponse
 
-__all__ = ["InterceptedStream", "Stream", "StreamCall", "Within", "messages_of"]
+__all__ = ["InterceptedStream", "Stream", "StreamCall", "Within", "messages_of", "next_chunk"]
 
 T = TypeVar("T")
 
@@ -116,12 +116,8 @@ class Stream(StreamOutcome, AsyncStreamOutput[T]):
                     if self._deadline.expires_at is not None:
                         self._deadline.check()
                     return message  # type: ignore[no-any-return]
-                if self._call.complete and not self._response.uploaded:
-                    # The server may be waiting for the end of a request that nobody reads any more.
-                    chunk = b""
-                else:
-                    async with Within(self._deadline):
-                        chunk = await self._response.read_chunk()
+                async with Within(self._deadline):
+                    chunk = await next_chunk(self._call, self._response)
                 if not chunk:
                     self._call.feed_end(self._response.trailers)
                     break
@@ -145,6 +141,14 @@ class Stream(StreamOutcome, AsyncStreamOutput[T]):
     async def close(self) -> None:
         if not self._done:
             self._end(None)
+
+
+async def next_chunk(call: StreamClientCall, response: AsyncResponse) -> bytes:
+    """The next bytes of an answer; none at its end."""
+    if call.complete and not response.uploaded:
+        # The server may be waiting for the end of a request that nobody reads any more.
+        return b""
+    return await response.read_chunk()
 
 
 async def messages_of(stream: AsyncStreamOutput[T], response: Response) -> AsyncIterator[T]:

@@ -13,7 +13,17 @@ from connectrpc.errors import ConnectError, ConnectErrorCode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["causes", "closed_unanswered", "no_connection", "reraise", "stream_reset", "tls_failure", "unresolved"]
+__all__ = [
+    "causes",
+    "closed_unanswered",
+    "no_connection",
+    "reraise",
+    "stream_reset",
+    "tls_failed",
+    "tls_failure",
+    "unresolved",
+    "untrusted",
+]
 
 
 def reraise(failure: BaseException) -> NoReturn:
@@ -37,6 +47,14 @@ def unresolved() -> ConnectError:
     return ConnectError(ConnectErrorCode.UNAVAILABLE, "the server's name cannot be resolved")
 
 
+def untrusted(reason: str) -> ConnectError:
+    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the server's certificate is not trusted: {reason}")
+
+
+def tls_failed(reason: str) -> ConnectError:
+    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"TLS with the server failed: {reason}")
+
+
 def tls_failure(error: BaseException) -> ConnectError | None:
     """What it is to the caller that TLS failed; None when it was not TLS, or when the connection was merely closed."""
     for cause in causes(error):
@@ -45,12 +63,11 @@ def tls_failure(error: BaseException) -> ConnectError | None:
             if isinstance(found, ssl.SSLCertVerificationError) and hasattr(found, "verify_code"):
                 other = found.verify_code in _OTHER_HOST
                 reason = "it is for another host" if other else found.verify_message
-                message = f"the server's certificate is not trusted: {reason}"
-                return ConnectError(ConnectErrorCode.UNAVAILABLE, message)
+                return untrusted(reason)
             if isinstance(found, ssl.SSLError) and not isinstance(found, ssl.SSLEOFError | ssl.SSLZeroReturnError):
                 named = getattr(found, "reason", None)  # in capitals, such as TLSV13_ALERT_CERTIFICATE_REQUIRED
                 reason = named.replace("_", " ").lower() if named else str(found)
-                return ConnectError(ConnectErrorCode.UNAVAILABLE, f"TLS with the server failed: {reason}")
+                return tls_failed(reason)
     return None
 
 
