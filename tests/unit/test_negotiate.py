@@ -42,14 +42,19 @@ def ask_for(
 ) -> tuple[Any, Any] | Answer:
     http_method = options.pop("http_method", "POST")
     query = options.pop("query", "")
+    trailers = options.pop("trailers", False)
     given: Any = options
     endpoints = endpoints_of(types.SimpleNamespace(**MISSING), given)
     pairs = list((headers or {}).items())
     if content_type is not None:
         pairs.append(("content-type", content_type))
-    found = negotiate(endpoints, Head(path, pairs, http_method=http_method, query=query))
+    head = Head(path, pairs, http_method=http_method, query=query)
+    head.can_send_trailers = trailers
+    found = negotiate(endpoints, head)
     if isinstance(found, WholeResponse):
-        return Answer(found.status, found.headers, found.body)
+        answer = Answer(found.status, found.headers, found.body)
+        answer.trailers = dict(found.trailers or [])
+        return answer
     return found
 
 
@@ -135,6 +140,29 @@ def test_unknown_paths(path: str) -> None:
     answer = answer_to(path)
     assert answer.status == 404
     assert answer.headers["content-type"].startswith("text/plain")
+    assert answer.body
+    assert answer_to(path, WEB).status == 404
+
+
+@pytest.mark.parametrize("trailers", [True, False])
+@pytest.mark.parametrize("content_type", ["application/grpc", "Application/gRPC+proto", "application/grpc+x; a=b"])
+def test_unknown_paths_of_grpc(content_type: str, trailers: bool) -> None:
+    """In gRPC's own terms. Not each of its clients makes ``unimplemented`` of each server's 404."""
+    answer = answer_to("/unknown", content_type, trailers=trailers)
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "application/grpc"
+    assert answer.body == b""
+    status = answer.trailers if trailers else answer.headers
+    assert (status["grpc-status"], status["grpc-message"]) == ("12", "there is no such method")
+
+
+def test_head_is_answered_without_a_body() -> None:
+    """RFC 9110 section 9.3.2. Some servers would send it."""
+    for path in (UNARY.path, PURE.path, "/unknown"):
+        answer = answer_to(path, http_method="HEAD")
+        assert answer.status == (404 if path == "/unknown" else 405)
+        assert answer.body == b""
+        assert int(answer.headers["content-length"]) > 0
 
 
 @pytest.mark.parametrize("http_method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "post", ""])
@@ -144,6 +172,7 @@ def test_http_methods(method: Method[Any, Any], http_method: str) -> None:
         return
     answer = answer_to(method.path, http_method=http_method)
     assert answer.status == 405
+    assert bool(answer.body) == (http_method != "HEAD")
     assert answer.headers["allow"] == ("GET, POST" if method is PURE else "POST")
 
 

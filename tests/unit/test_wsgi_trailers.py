@@ -126,6 +126,28 @@ def test_what_is_left_of_a_request_that_was_refused(method: Any) -> None:
     assert bool(call.input.read()) == method.kind.client_streams
 
 
+@pytest.mark.parametrize(
+    ("path", "content_type", "left"),
+    [
+        (UNARY.path, "text/plain", False),
+        (SERVER.path, "application/proto", False),
+        ("/unknown", "application/json", False),
+        ("/unknown", GRPC, True),
+        ("/unknown", "application/connect+proto", True),
+        (BIDI.path, "application/connect+other", True),
+    ],
+)
+def test_what_is_left_of_a_request_that_is_none(path: str, content_type: str, left: bool) -> None:
+    """Over HTTP/2 too: a client that is stopped in its request may miss the answer. But a stream may be waiting for
+    it, and its client goes by it at once."""
+    stream = io.BytesIO(bytes(300_000))
+    made = environ(path, b"", content_type, SERVER_PROTOCOL="HTTP/2", CONTENT_LENGTH=None, wsgi_input=stream)
+    made[SEND_TRAILERS] = lambda trailers: None
+    answer = call_wsgi(wsgi(), made)
+    assert answer.status == (200 if content_type == GRPC else 404 if path == "/unknown" else 415)
+    assert bool(stream.read()) == left
+
+
 def test_trailers_come_when_the_last_part_has_been_taken() -> None:
     """Servers end the answer with them, and lose what comes behind."""
     call = Call(answer_all(), UNARY, asked(ask("a")))

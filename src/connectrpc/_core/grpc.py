@@ -18,6 +18,7 @@ from connectrpc._core.grpc_status import DETAILS, MESSAGE, STATUS, error_from_st
 from connectrpc._core.http import ResponseHead, WholeResponse
 from connectrpc._core.metadata import checked, split_trailers_only
 from connectrpc._core.plain import PlainServerMethod
+from connectrpc._core.request_headers import media_type
 from connectrpc._core.timeout import format_grpc_timeout, parse_grpc_timeout
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.method import MethodKind
@@ -39,6 +40,8 @@ __all__ = [
     "GrpcServerMethod",
     "GrpcStreamClient",
     "GrpcUnaryClient",
+    "is_grpc",
+    "no_such_method",
 ]
 
 
@@ -129,10 +132,34 @@ class GrpcServerCall(EnvelopeServerCall):
     ) -> WholeResponse:
         if self.head.can_send_trailers:
             return super().fail(error, headers, trailers)
-        # "Trailers-Only", as nearly as can be. Elsewhere it is not used: servers end it with an empty part of a body,
-        # and some clients do not take it for what it is then.
-        head = self.start(headers)
-        return WholeResponse(head.status, [*head.headers, *self._status(error, trailers)], b"")
+        return _ended(self.head, self.start(headers).headers, self._status(error, trailers))
+
+
+def is_grpc(head: RequestHead) -> bool:
+    """Whether a request is a gRPC call, of whatever method."""
+    name = media_type(head.content_type)
+    return head.http_method == "POST" and (name == GrpcServerMethod.media_type or name.startswith(_WITH_CODEC))
+
+
+def no_such_method(head: RequestHead) -> WholeResponse:
+    """The answer to a call of a method that is not served here.
+
+    HTTP's 404 should come to the same, but there are clients that do not make ``unimplemented`` of every server's.
+    """
+    error = ConnectError(ConnectErrorCode.UNIMPLEMENTED, "there is no such method")
+    return _ended(head, [("content-type", GrpcServerMethod.media_type)], status_of(error))
+
+
+_WITH_CODEC = f"{GrpcServerMethod.media_type}+"
+
+
+def _ended(head: RequestHead, headers: HeaderList, status: HeaderList) -> WholeResponse:
+    """An answer without messages."""
+    if head.can_send_trailers:
+        return WholeResponse(200, headers, b"", status)
+    # "Trailers-Only", as nearly as can be. Elsewhere it is not used: servers end it with an empty part of a body, and
+    # some clients do not take it for what it is then.
+    return WholeResponse(200, [*headers, *status], b"")
 
 
 class GrpcStreamClient(EnvelopeStreamClient):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from connectrpc._core.connect_get import ConnectGetServerCall, parse_query
 from connectrpc._core.connect_stream import ConnectStreamServerMethod
 from connectrpc._core.connect_unary import ConnectUnaryServerMethod
-from connectrpc._core.grpc import GrpcServerMethod
+from connectrpc._core.grpc import GrpcServerMethod, is_grpc, no_such_method
 from connectrpc._core.grpc_web import GrpcWebServerMethod
 from connectrpc._core.http import WholeResponse
 from connectrpc._core.plain import PlainServerMethod
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from connectrpc.codec import Codec
     from connectrpc.method import Method
 
-__all__ = ["Endpoint", "PlainEndpoint", "negotiate", "plain_endpoints", "plain_response"]
+__all__ = ["Endpoint", "PlainEndpoint", "may_stream", "negotiate", "plain_endpoints", "plain_response"]
 
 
 class Endpoint:
@@ -90,13 +90,13 @@ def negotiate(endpoints: Mapping[str, Endpoint], head: RequestHead) -> tuple[End
     """The endpoint and the call that a request begins; or the answer, when it is no call or one that cannot go on."""
     endpoint = endpoints.get(head.path)
     if endpoint is None:
-        return plain_response(404, "Not Found", [])
+        return no_such_method(head) if is_grpc(head) else _no_call(head, 404, "Not Found", [])
     if head.http_method == "POST":
         call = endpoint.call(head)
     elif head.http_method == "GET" and endpoint.by_encoding:
         call = endpoint.call_get(head)
     else:
-        return plain_response(405, "Method Not Allowed", [("allow", endpoint.allow)])
+        return _no_call(head, 405, "Method Not Allowed", [("allow", endpoint.allow)])
     if call is None:
         return endpoint.unsupported_media_type()
     try:
@@ -104,6 +104,11 @@ def negotiate(endpoints: Mapping[str, Endpoint], head: RequestHead) -> tuple[End
     except ConnectError as error:
         return call.fail(error)
     return endpoint, call
+
+
+def may_stream(head: RequestHead) -> bool:
+    """Whether a request may be a stream of messages, whose client waits for answers before it has ended."""
+    return media_type(head.content_type).startswith(("application/connect+", "application/grpc"))
 
 
 class PlainEndpoint(NamedTuple):
@@ -143,3 +148,10 @@ def plain_response(status: int, reason: str, headers: HeaderList) -> WholeRespon
         [("content-type", "text/plain; charset=utf-8"), ("content-length", str(len(body))), *headers],
         body,
     )
+
+
+def _no_call(head: RequestHead, status: int, reason: str, headers: HeaderList) -> WholeResponse:
+    response = plain_response(status, reason, headers)
+    if head.http_method == "HEAD":
+        response.body = b""  # RFC 9110 section 9.3.2; not every server takes it off
+    return response

@@ -12,7 +12,7 @@ from connectrpc._aio import timeout
 from connectrpc._core.call import StreamServerCall, messages_of
 from connectrpc._core.chain import aclose_messages, as_async
 from connectrpc._core.http import WholeResponse
-from connectrpc._core.negotiate import negotiate, plain_endpoints
+from connectrpc._core.negotiate import may_stream, negotiate, plain_endpoints
 from connectrpc._core.plain import PlainServerCall
 from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectError, ConnectErrorCode
@@ -145,8 +145,10 @@ class ASGIApplication:
             if isinstance(body, WholeResponse):
                 await _send(body, send)
                 return
-            negotiated = negotiate(self._endpoints, Head(scope))
+            head = Head(scope)
+            negotiated = negotiate(self._endpoints, head)
             if isinstance(negotiated, WholeResponse):
+                body.open = may_stream(head)
                 await _answer(negotiated, body, send)
             else:
                 await _call(*negotiated, body, send)

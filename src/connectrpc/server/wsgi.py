@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 from connectrpc._core.call import StreamServerCall, messages_of
 from connectrpc._core.chain import close_messages
 from connectrpc._core.http import RequestHead, WholeResponse
-from connectrpc._core.negotiate import negotiate, plain_endpoints, plain_response
+from connectrpc._core.negotiate import may_stream, negotiate, plain_endpoints, plain_response
 from connectrpc._core.pieces import keep
 from connectrpc._core.plain import PlainServerCall
 from connectrpc.errors import ConnectError, ConnectErrorCode
@@ -84,11 +84,13 @@ class WSGIApplication:
         return self._call(environ, start_response)
 
     def _call(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        negotiated = negotiate(self._endpoints, _Head(environ))
+        head = _Head(environ)
+        negotiated = negotiate(self._endpoints, head)
         body = _RequestBody(environ)
         if body.refusal is not None:
             return _send(body.refusal, environ, start_response)
         if isinstance(negotiated, WholeResponse):
+            body.open = may_stream(head)
             body.drain()
             return _send(negotiated, environ, start_response)
         endpoint, call = negotiated
@@ -322,7 +324,7 @@ class _RequestBody:
 
     Attributes:
         length: how many bytes it has; None when only its end will tell.
-        open: whether the client may wait for an answer before it ends this; assumed until the method is known.
+        open: whether the client may wait for an answer before it ends this.
         refusal: the answer to a request whose body cannot be read at all, or None.
     """
 
