@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.server.asgi_request import WATCH_AFTER_SECONDS, ClientGoneError
+from connectrpc.server.asgi_request import ClientGoneError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator
@@ -40,7 +40,7 @@ class Guard:
         reason: what has ended the call, or None.
     """
 
-    __slots__ = ("_body", "_cancelling", "_client_timer", "_deadline", "_deadline_timer", "_stopped", "_task", "reason")
+    __slots__ = ("_body", "_cancelling", "_deadline", "_stopped", "_task", "_timer", "reason")
 
     def __init__(self, deadline: Deadline, body: RequestBody) -> None:
         self._deadline = deadline
@@ -48,8 +48,7 @@ class Guard:
         self._stopped = False
         self._task: asyncio.Task[Any] | None = None
         self._cancelling = 0  # how often others have cancelled the task before, without taking it back
-        self._deadline_timer: asyncio.TimerHandle | None = None
-        self._client_timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self.reason: ConnectError | None = None
 
     async def run(self, awaitable: Awaitable[Any]) -> Any:
@@ -89,19 +88,17 @@ class Guard:
             if sys.version_info >= (3, 11):
                 assert self._task is not None
                 self._cancelling = self._task.cancelling()
-            loop = asyncio.get_running_loop()
             left = self._deadline.remaining()
             if left is not None:
-                self._deadline_timer = loop.call_later(left + _EXPIRE_AFTER_SECONDS, self._expire)
-            self._client_timer = loop.call_later(WATCH_AFTER_SECONDS, self._body.watch, self._leave)
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(left + _EXPIRE_AFTER_SECONDS, self._expire)
+            self._body.watch_soon(self._leave)
 
     def stop(self) -> None:
         """Watch no longer: what is still to be done is done in any case."""
         self._stopped = True
-        if self._deadline_timer is not None:
-            self._deadline_timer.cancel()
-        if self._client_timer is not None:
-            self._client_timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._body.stop_watching()
 
     def _expire(self) -> None:

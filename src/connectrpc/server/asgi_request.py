@@ -17,7 +17,6 @@ from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.server.handlers import DRAIN_IDLE_SECONDS, DRAIN_MAX_BYTES, DRAIN_MAX_SECONDS, logger
 
 __all__ = [
-    "WATCH_AFTER_SECONDS",
     "ClientGoneError",
     "Head",
     "Receive",
@@ -35,7 +34,7 @@ _READ_AHEAD_MAX_BYTES = 64 * 1024
 _EVENT_BYTES = 256  # what an event takes beside its body
 
 # Most of what is waited for takes a few milliseconds. A timer that is taken back costs a tenth of a task that is.
-WATCH_AFTER_SECONDS = 0.01
+_WATCH_AFTER_SECONDS = 0.01
 
 # On HTTP/2 an answer may overtake its request, whose rest not all servers then take: with its window shut it would stay
 # in the client, which may count it against all calls of the connection. What is on its way is read. But a client with a
@@ -239,7 +238,7 @@ class RequestBody:
                 return {} if self.gone else await self._event()
             finally:
                 self._receiving = False
-                self._watch_soon()
+                self._watch_again()
         event = self._ahead.popleft()
         self._ahead_bytes -= _size(event)
         if self._changed is not None:
@@ -267,23 +266,24 @@ class RequestBody:
         self._changed.clear()
         await self._changed.wait()
 
-    def watch(self, on_leave: Callable[[], None]) -> None:
-        """Have ``on_leave`` called when the client leaves. While nobody else receives events, a task does."""
-        self._on_leave = on_leave
-        if self.gone:
-            on_leave()
-        self._read_ahead_if_watched()
+    def watch_soon(self, on_leave: Callable[[], None]) -> None:
+        """Some time from now on, have ``on_leave`` called when the client leaves, or has left in the meantime.
 
-    def _watch_soon(self) -> None:
-        if self._timer is None and self._on_leave is not None:
-            self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, self._watch_now)
+        While nobody else receives events, a task does then.
+        """
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_SECONDS, self._watch, on_leave)
 
-    def _watch_now(self) -> None:
+    def _watch_again(self) -> None:
+        if self._on_leave is not None:
+            self.watch_soon(self._on_leave)
+
+    def _watch(self, on_leave: Callable[[], None]) -> None:
         self._timer = None
-        self._read_ahead_if_watched()
-
-    def _read_ahead_if_watched(self) -> None:
-        if self._on_leave is not None and self._reader is None and not self._receiving and not self.gone:
+        if self.gone and self._on_leave is None:  # else it has been told already
+            on_leave()
+        self._on_leave = on_leave
+        if self._reader is None and not self._receiving and not self.gone:
             self._ahead = self._ahead or collections.deque()
             self._changed = asyncio.Event()
             self._reader = asyncio.ensure_future(self._read_ahead(self._ahead, self._changed))
@@ -318,7 +318,7 @@ class RequestBody:
                 changed.set()
                 if self._wanted and not complete:
                     self._reader = None
-                    self._watch_soon()
+                    self._watch_again()
                     return
                 while self._ahead_bytes > _READ_AHEAD_MAX_BYTES:
                     await self._change()
