@@ -12,10 +12,10 @@ from connectrpc._core.call import ServerCall, UnaryClient, wrong_input
 from connectrpc._core.connect import check_version, connect_timeout, open_deadline
 from connectrpc._core.http import HTTPRequest, WholeResponse
 from connectrpc._core.message import (
+    MessageReader,
     MessageWriter,
     choose_compression,
     compress,
-    decode,
     decompress,
     encode,
     limited,
@@ -105,7 +105,7 @@ class ConnectUnaryServerCall(ServerCall):
             body = decompress(
                 self._request_compression, body, settings.read_max_bytes, ConnectErrorCode.INVALID_ARGUMENT
             )
-        return decode(self._server.codec, body, self.method.input, ConnectErrorCode.INVALID_ARGUMENT)
+        return self._server.reader.read(body, False)
 
     def take(self, chunk: bytes) -> None:
         if self._parts is None:
@@ -168,7 +168,7 @@ def _whole(
 class ConnectUnaryClient(UnaryClient):
     """A unary method as one client calls it."""
 
-    __slots__ = ("_headers", "_media_type", "_method", "_settings", "_url", "_writer", "body_limit")
+    __slots__ = ("_headers", "_media_type", "_method", "_reader", "_settings", "_url", "_writer", "body_limit")
 
     def __init__(self, method: Method[Any, Any], settings: ClientSettings) -> None:
         self._method = method
@@ -178,6 +178,7 @@ class ConnectUnaryClient(UnaryClient):
         self._writer = MessageWriter(
             settings.codec, settings.send_compression, settings.compress_min_bytes, settings.send_max_bytes
         )
+        self._reader = MessageReader(settings.codec, method.output, None, None, ConnectErrorCode.INTERNAL)
         self._headers = RequestHeaders(
             settings,
             [
@@ -221,12 +222,7 @@ class ConnectUnaryClient(UnaryClient):
             raise self._error(status, media_type(content_type), headers, body)
         if content_type != self._media_type:
             self._check_media_type(media_type(content_type))
-        return decode(
-            self._settings.codec,
-            self._decompress(headers, body),
-            self._method.output,
-            ConnectErrorCode.INTERNAL,
-        )
+        return self._reader.read(self._decompress(headers, body), False)
 
     def _check_media_type(self, received: str) -> None:
         if received == self._media_type:

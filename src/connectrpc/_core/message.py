@@ -24,7 +24,6 @@ __all__ = [
     "UnencodableError",
     "choose_compression",
     "compress",
-    "decode",
     "decompress",
     "encode",
     "limited",
@@ -44,10 +43,10 @@ def too_large(max_bytes: int | None) -> ConnectError:
 
 
 class MessageReader(Generic[MessageT]):
-    """Makes messages of the payloads of one call.
+    """Makes messages of payloads. It keeps no state of a call.
 
     Args:
-        codec: what the call's media type names.
+        codec: what the media type names.
         message_type: what to make.
         compression: what compressed payloads are compressed with; None when the other side declared none.
         max_bytes: the largest message to accept, compressed or not, or None.
@@ -85,7 +84,10 @@ class MessageReader(Generic[MessageT]):
         try:
             return self._decode(payload)
         except Exception as error:
-            raise undecodable(self._codec, self._type, self._fault, error) from error
+            # Anything else that codecs raise may hold anything.
+            where = f", in the field {error.field}" if isinstance(error, FieldError) else ""
+            name = self._type.DESCRIPTOR.full_name
+            raise ConnectError(self._fault, f"the message is not valid {self._codec.name} of {name}{where}") from error
 
     def decompress(self, payload: bytes, max_bytes: int | None = None) -> bytes:
         """What a payload that is marked as compressed holds.
@@ -117,25 +119,6 @@ def _decoder(codec: Codec, message_type: type[MessageT]) -> Callable[[bytes], Me
     if type(codec) is ProtoCodec:
         return message_type.FromString  # what it would call itself, and that for every message of a stream
     return lambda payload: codec.decode(payload, message_type)
-
-
-def decode(codec: Codec, payload: bytes, message_type: type[MessageT], fault: ConnectErrorCode) -> MessageT:
-    """The message that ``payload`` encodes.
-
-    Raises:
-        ConnectError: with the code ``fault``.
-    """
-    try:
-        return codec.decode(payload, message_type)
-    except Exception as error:
-        raise undecodable(codec, message_type, fault, error) from error
-
-
-def undecodable(codec: Codec, message_type: type[Message], fault: ConnectErrorCode, error: Exception) -> ConnectError:
-    """The error of a payload that holds no message, of which a codec said ``error``."""
-    # Anything else that codecs raise may hold anything.
-    where = f", in the field {error.field}" if isinstance(error, FieldError) else ""
-    return ConnectError(fault, f"the message is not valid {codec.name} of {message_type.DESCRIPTOR.full_name}{where}")
 
 
 def decompress(compression: Compression, payload: bytes, max_bytes: int | None, fault: ConnectErrorCode) -> bytes:

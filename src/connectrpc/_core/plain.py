@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from connectrpc._core.call import ServerMethod
-from connectrpc._core.message import decode, encode
+from connectrpc._core.message import MessageReader, encode
 from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectErrorCode
 
@@ -41,9 +41,10 @@ class PlainServerMethod(ServerMethod):
         plain_refused: the headers that it has not.
         plain_headers: those of its answer. Where there are no trailers, its length is to be added.
         plain_trailers: those of its answer, or None where the protocol has none.
+        reader: makes messages of payloads that are not compressed, and not too long.
     """
 
-    __slots__ = ("may_be_plain", "plain_headers", "plain_max_bytes", "plain_trailers")
+    __slots__ = ("may_be_plain", "plain_headers", "plain_max_bytes", "plain_trailers", "reader")
 
     plain_required: tuple[tuple[str, str], ...]
     plain_refused: frozenset[str]
@@ -55,6 +56,7 @@ class PlainServerMethod(ServerMethod):
         self.may_be_plain = settings.max_timeout_ms is None  # with a limit of the service's, all have a deadline
         limit = settings.read_max_bytes
         self.plain_max_bytes = _PLAIN_MAX_BYTES if limit is None else min(limit, _PLAIN_MAX_BYTES)
+        self.reader = MessageReader(codec, method.input, None, None, ConnectErrorCode.INVALID_ARGUMENT)
 
     def is_plain(self, body: bytes) -> bool:
         """Whether a whole body may go the short way."""
@@ -66,7 +68,7 @@ class PlainServerMethod(ServerMethod):
         Raises:
             ConnectError: ``invalid_argument``.
         """
-        return decode(self.codec, body, self.method.input, ConnectErrorCode.INVALID_ARGUMENT)
+        return self.reader.read(body, False)
 
     def write_plain(self, result: object, call: PlainServerCall) -> bytes | WholeResponse:
         """The body of a 200 with ``plain_headers`` and ``plain_trailers``, or the answer of the long way.
