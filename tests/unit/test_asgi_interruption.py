@@ -259,6 +259,43 @@ def test_while_a_task_of_the_handlers_reads(ended: bool) -> None:
     assert handler_log == ["a", "a", "cancelled"]
 
 
+@pytest.mark.parametrize("leaves", [0.0, 0.002, 0.05])
+def test_a_task_of_the_handlers_learns_of_it(leaves: float) -> None:
+    """The handler is told too, also when nobody watches yet as the client leaves."""
+
+    async def wait(request: Any) -> None:
+        async def read() -> None:
+            with contextlib.suppress(ConnectError):
+                async for _ in request:
+                    pass
+
+        reader = asyncio.ensure_future(read())
+        try:
+            await long()
+        finally:
+            reader.cancel()
+            await asyncio.wait([reader])
+
+    handler = Handler(CLIENT, wait)
+    assert not run(handler, CLIENT, [leaves, DISCONNECT]).complete
+    assert handler.log == CANCELLED
+
+
+@pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)
+def test_who_learns_of_it_where_it_reads_is_not_cancelled_besides(method: Any) -> None:
+    """What cleans up would be disturbed."""
+
+    async def read(request: Any) -> None:
+        async for _ in request:
+            pass
+
+    handler = Handler(method, read, short)
+    # Every few milliseconds a message: a timer runs when the client leaves.
+    events = [event for _ in range(8) for event in (part(asked(ask("a")), True), 0.004)]
+    assert not run(handler, method, [*events, DISCONNECT]).complete
+    assert handler.log == ["begun", "ClientGoneError", "cleaned up"]
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tasks count their cancellations from 3.11 on")
 @pytest.mark.parametrize("reason", ["client", "deadline"])
 @EVERY
