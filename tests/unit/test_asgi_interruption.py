@@ -220,6 +220,38 @@ def test_while_something_is_sent(method: Any, number: int, caplog: pytest.LogCap
     assert quiet(caplog)
 
 
+@pytest.mark.parametrize("method", [SERVER, BIDI], ids=lambda method: method.name)
+@pytest.mark.parametrize("takes", [True, False])
+def test_a_deadline_while_a_message_is_sent(method: Any, takes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that waits for its client may have sent half of a message: nothing comes behind it until the rest is
+    sent, and nothing at all where it never is."""
+    monkeypatch.setattr(asgi_module, "DRAIN_MAX_SECONDS", 0.3)
+    whole: list[bytes] = []
+    cleaned: list[int] = []
+
+    async def handler(request: object) -> AsyncIterator[Any]:
+        try:
+            while True:
+                yield reply("a")
+        finally:
+            cleaned.append(len(whole))
+
+    async def on_send(event: Event) -> None:
+        if event.get("body"):
+            if not whole:
+                await asyncio.sleep(0.15 if takes else 60)
+            whole.append(event["body"])
+
+    connection = run(handler, method, timeout_ms=50, on_send=on_send)
+    assert cleaned == [0], "the handler is ended at its deadline"
+    if takes:
+        assert len(whole) == 2
+        assert code_in(connection) == "deadline_exceeded"
+    else:
+        assert whole == []
+        assert not connection.complete
+
+
 @pytest.mark.parametrize("again", ["client", "deadline"])
 @EVERY
 def test_a_reason_more_during_cleanup(method: Any, again: str) -> None:
@@ -486,13 +518,56 @@ def test_a_server_that_cancels_during_cleanup(method: Any) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("waits", [True, False])
 @EVERY
-def test_a_handler_that_cancels_itself(method: Any) -> None:
-    """It is no reason of ours, so it passes through as it does in any other app."""
+def test_a_cancellation_that_is_not_the_calls(method: Any, waits: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Such as that of another task that a handler waits for: it is a failure like any other."""
+
+    async def fail(request: object) -> None:
+        if waits:
+            await asyncio.sleep(0)
+        raise asyncio.CancelledError("whose?")
+
+    connection = Connection([part(body_of(method))])
+
+    async def main() -> None:
+        await app_of(Handler(method, fail))(request_of(method, 60_000), connection.receive, connection.send)
+
+    if waits and sys.version_info < (3, 11):  # which cannot tell
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(main())
+        assert not connection.complete
+        return
+    with caplog.at_level(logging.CRITICAL, "connectrpc.server"):
+        asyncio.run(main())
+    assert code_in(connection) == "unknown"
+    assert "whose?" not in str(connection.sent)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tasks count their cancellations from 3.11 on")
+@pytest.mark.parametrize("method", [SERVER, BIDI], ids=lambda method: method.name)
+def test_a_cancellation_that_is_not_the_calls_during_cleanup(method: Any, caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(request: object) -> AsyncIterator[Any]:
+        try:
+            yield ABORTED
+        finally:
+            raise asyncio.CancelledError
+
+    with caplog.at_level(logging.CRITICAL, "connectrpc.server"):
+        connection = run(handler, method)
+    assert code_in(connection) == "aborted"
+
+
+@EVERY
+def test_a_handler_that_has_its_call_cancelled(method: Any) -> None:
+    """Whoever cancels the task itself, its cancellation passes through as it does in any other app."""
 
     async def cancel(request: object) -> None:
         await asyncio.sleep(0)
-        raise asyncio.CancelledError
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(1)
 
     connection = Connection([part(body_of(method))])
 

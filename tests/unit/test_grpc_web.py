@@ -784,6 +784,24 @@ def test_an_error_counts_more_than_messages() -> None:
         assert found.code == "aborted"
 
 
+@pytest.mark.parametrize(
+    ("trailers", "headers", "code"),
+    [
+        ({"grpc-status": "4"}, {}, "deadline_exceeded"),
+        ({"grpc-status": "0"}, {}, "internal"),
+        ({}, {}, "internal"),
+        (None, {"grpc-status": "4"}, "internal"),
+    ],
+)
+def test_an_answer_that_breaks_off(trailers: dict[str, str] | None, headers: dict[str, str], code: str) -> None:
+    """gRPC itself, whose trailers come all the same: what they say went wrong is more than that a part is missing."""
+    call = begin(content_type="application/grpc+proto", headers=headers, protocol="grpc")
+    assert [message.file_name for message in call.feed(replies("a")[:-1])] == []
+    with pytest.raises(ConnectError) as caught:
+        call.feed_end(None if trailers is None else CIMultiDict(trailers))
+    assert code_of(caught.value) == code
+
+
 # Limits
 
 

@@ -295,17 +295,18 @@ class GrpcClientCall(StreamClientCall):
         return self._trailers is not None
 
     def feed_end(self, trailers: HeaderView | None = None) -> None:
-        if not self._envelopes.at_boundary:
-            raise self._told(ConnectError(ConnectErrorCode.INTERNAL, "the answer broke off in the middle of a message"))
         if self._trailers is None and trailers is not None and any(True for _ in trailers.items()):
             self._trailers = trailers
+        whole = self._envelopes.at_boundary
         said: Any = self._trailers
-        if said is None and not self._messages:
+        if said is None and not self._messages and whole:
             said = self._headers  # "Trailers-Only": they count where nothing else came
-        status = None if said is None else said.get(STATUS)
-        if status is None:
-            raise self._told(ConnectError(ConnectErrorCode.INTERNAL, "the answer ended without saying how it went"))
-        error = _error_in(said)
+        told = said is not None and said.get(STATUS) is not None
+        error = _error_in(said) if told else None
+        if error is None and not whole:  # what a server says of a call that went wrong is more than this
+            error = ConnectError(ConnectErrorCode.INTERNAL, "the answer broke off in the middle of a message")
+        elif error is None and not told:
+            error = ConnectError(ConnectErrorCode.INTERNAL, "the answer ended without saying how it went")
         if error is not None:
             try:
                 raise self._told(error)

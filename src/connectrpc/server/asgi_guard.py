@@ -2,6 +2,9 @@
 
 A call runs in the server's own task. Either reason comes as a cancellation of that task, told from anybody else's by
 ``Guard``. It begins to watch when the handler first waits, so a handler that never does pays nothing for it.
+
+What a handler raises as ``CancelledError`` though nobody has cancelled the task, such as that of another task it waits
+for, is a failure of the handler. It would have servers end the call in ways of their own, or not at all.
 """
 
 from __future__ import annotations
@@ -14,19 +17,36 @@ from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.server.asgi_request import ClientGoneError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Generator
+    from collections.abc import Awaitable, Callable, Generator
 
     from connectrpc.deadline import Deadline
     from connectrpc.server.asgi_request import RequestBody
 
-__all__ = ["Guard"]
+__all__ = ["NOT_BEGUN", "Begun", "Guard", "StrayCancellationError", "cancellations"]
 
 # A caller's own clock ends the call at the deadline too, and servers write the head and the body of an answer one after
 # the other. Of one that sets out at that very moment, the caller may take the head and not wait for the body.
 _EXPIRE_AFTER_SECONDS = 0.005
 
-_NOT_BEGUN = object()
+NOT_BEGUN = object()
 """Not None: that is what bare yields give, such as those of ``asyncio.sleep(0)``."""
+
+
+class StrayCancellationError(Exception):
+    """A handler was left by a ``CancelledError`` though nobody had cancelled its call."""
+
+    def __init__(self, error: asyncio.CancelledError) -> None:
+        super().__init__("a CancelledError that does not come of the call's own cancellation")
+        self.__cause__ = error
+
+
+def cancellations() -> int:
+    """How often the current task has been cancelled; 0 on Python 3.10, whose tasks do not count."""
+    if sys.version_info >= (3, 11):
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling()
+    return 0
 
 
 class Guard:
@@ -57,8 +77,9 @@ class Guard:
         Raises:
             ConnectError: ``deadline_exceeded``: the deadline has passed meanwhile.
             ClientGoneError: the client has left meanwhile.
+            StrayCancellationError: see there. From Python 3.11 on; before, only where nothing has waited.
         """
-        return await self.go_on(awaitable.__await__(), _NOT_BEGUN)
+        return await self.go_on(awaitable.__await__(), NOT_BEGUN)
 
     async def go_on(self, steps: Generator[Any, Any, Any], pending: Any) -> Any:
         """``run``, for something that has been begun.
@@ -68,10 +89,14 @@ class Guard:
             pending: what that waits for.
         """
         try:
-            result = await _Watched(steps, pending, self)
+            result = await Begun(steps, pending, self.watch)
         except (Exception, asyncio.CancelledError) as error:
             reason = self.reason
-            if reason is None or (self._take_back() and isinstance(error, asyncio.CancelledError)):
+            if reason is None:
+                if isinstance(error, asyncio.CancelledError) and not self._cancelled_by_others():
+                    raise StrayCancellationError(error)  # noqa: B904  it has it as its cause
+                raise
+            if self._take_back() and isinstance(error, asyncio.CancelledError):
                 raise
             raise reason from None
         if self.reason is not None:  # a handler must not go on, whatever it caught
@@ -85,9 +110,7 @@ class Guard:
         """Begin to watch: something is being waited for."""
         if self._task is None:
             self._task = asyncio.current_task()
-            if sys.version_info >= (3, 11):
-                assert self._task is not None
-                self._cancelling = self._task.cancelling()
+            self._cancelling = cancellations()
             left = self._deadline.remaining()
             if left is not None:
                 loop = asyncio.get_running_loop()
@@ -117,27 +140,39 @@ class Guard:
         """Take our cancellation of the task back; whether somebody else has cancelled it too."""
         if sys.version_info >= (3, 11):
             assert self._task is not None
-            return self._task.uncancel() > self._cancelling
-        return False
+            self._task.uncancel()
+        return self._cancelled_by_others()
+
+    def _cancelled_by_others(self) -> bool:
+        if self._task is None:  # nothing has waited, and so nothing could be cancelled
+            return False
+        return cancellations() > self._cancelling if sys.version_info >= (3, 11) else self.reason is None
 
 
-class _Watched:
-    """Awaits something, and has the guard watch only if that has to wait."""
+class Begun:
+    """Awaits something that may have been begun by hand.
 
-    __slots__ = ("_guard", "_pending", "_steps")
+    Args:
+        steps: what its ``__await__`` gave.
+        pending: what that waits for, or ``NOT_BEGUN``.
+        watch: called each time that it has to wait.
+    """
 
-    def __init__(self, steps: Generator[Any, Any, Any], pending: Any, guard: Guard) -> None:
+    __slots__ = ("_pending", "_steps", "_watch")
+
+    def __init__(self, steps: Generator[Any, Any, Any], pending: Any, watch: Callable[[], object] | None) -> None:
         self._steps: Any = steps
         self._pending = pending
-        self._guard = guard
+        self._watch = watch
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        steps, pending, guard = self._steps, self._pending, self._guard
+        steps, pending, watch = self._steps, self._pending, self._watch
         try:
-            if pending is _NOT_BEGUN:
+            if pending is NOT_BEGUN:
                 pending = next(steps)
             while True:
-                guard.watch()
+                if watch is not None:
+                    watch()
                 try:
                     sent = yield pending
                 except BaseException as error:
