@@ -313,8 +313,9 @@ def test_a_task_of_the_handlers_learns_of_it(leaves: float) -> None:
     assert handler.log == CANCELLED
 
 
+@pytest.mark.parametrize("messages", [1, 8])
 @pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)
-def test_who_learns_of_it_where_it_reads_is_not_cancelled_besides(method: Any) -> None:
+def test_who_learns_of_it_where_it_reads_is_not_cancelled_besides(method: Any, messages: int) -> None:
     """What cleans up would be disturbed."""
 
     async def read(request: Any) -> None:
@@ -323,7 +324,7 @@ def test_who_learns_of_it_where_it_reads_is_not_cancelled_besides(method: Any) -
 
     handler = Handler(method, read, short)
     # Every few milliseconds a message: a timer runs when the client leaves.
-    events = [event for _ in range(8) for event in (part(asked(ask("a")), True), 0.004)]
+    events = [event for _ in range(messages) for event in (part(asked(ask("a")), True), 0.004)]
     assert not run(handler, method, [*events, DISCONNECT]).complete
     assert handler.log == ["begun", "ClientGoneError", "cleaned up"]
 

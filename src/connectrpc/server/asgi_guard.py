@@ -115,7 +115,7 @@ class Guard:
             if left is not None:
                 loop = asyncio.get_running_loop()
                 self._timer = loop.call_later(left + _EXPIRE_AFTER_SECONDS, self._expire)
-            self._body.watch_soon(self._leave)
+            self._body.watch(self._leave)
 
     def stop(self) -> None:
         """Watch no longer: what is still to be done is done in any case."""

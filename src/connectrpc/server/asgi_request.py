@@ -238,7 +238,7 @@ class RequestBody:
                 return {} if self.gone else await self._event()
             finally:
                 self._receiving = False
-                self._watch_again()
+                self._watch_soon()
         event = self._ahead.popleft()
         self._ahead_bytes -= _size(event)
         if self._changed is not None:
@@ -266,23 +266,17 @@ class RequestBody:
         self._changed.clear()
         await self._changed.wait()
 
-    def watch_soon(self, on_leave: Callable[[], None]) -> None:
-        """Some time from now on, have ``on_leave`` called when the client leaves, or has left in the meantime.
-
-        While nobody else receives events, a task does then.
-        """
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_SECONDS, self._watch, on_leave)
-
-    def _watch_again(self) -> None:
-        if self._on_leave is not None:
-            self.watch_soon(self._on_leave)
-
-    def _watch(self, on_leave: Callable[[], None]) -> None:
-        self._timer = None
-        if self.gone and self._on_leave is None:  # else it has been told already
-            on_leave()
+    def watch(self, on_leave: Callable[[], None]) -> None:
+        """Have ``on_leave`` called when the client leaves. While nobody else receives events, a task soon does."""
         self._on_leave = on_leave
+        self._watch_soon()
+
+    def _watch_soon(self) -> None:
+        if self._timer is None and self._on_leave is not None:
+            self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_SECONDS, self._watch)
+
+    def _watch(self) -> None:
+        self._timer = None
         if self._reader is None and not self._receiving and not self.gone:
             self._ahead = self._ahead or collections.deque()
             self._changed = asyncio.Event()
@@ -318,7 +312,7 @@ class RequestBody:
                 changed.set()
                 if self._wanted and not complete:
                     self._reader = None
-                    self._watch_again()
+                    self._watch_soon()
                     return
                 while self._ahead_bytes > _READ_AHEAD_MAX_BYTES:
                     await self._change()
