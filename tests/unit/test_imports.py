@@ -32,7 +32,7 @@ HEAVY = [
 ]
 
 
-OPTIONAL = ["httpx", "pyqwest"]
+OPTIONAL = ["httpx", "pycurl", "pyqwest"]
 """Libraries without which the transport of the same name cannot be imported. Not every Python has them."""
 
 

@@ -58,7 +58,7 @@ ROOT = Path(connectrpc.__file__).parent
 def public_modules() -> list[str]:
     paths = [path.relative_to(ROOT.parent).with_suffix("").parts for path in sorted(ROOT.rglob("*.py"))]
     names = [".".join(parts).removesuffix(".__init__") for parts in paths]
-    optional = ("httpx", "pyqwest")  # not every environment has them
+    optional = ("httpx", "pycurl", "pyqwest")  # not every environment has them
     absent = {f"connectrpc.transports.{library}" for library in optional if find_spec(library) is None}
     return [name for name in names if "._" not in name and name not in absent]
 

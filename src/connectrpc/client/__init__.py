@@ -140,9 +140,10 @@ class AsyncClient:
 
     Args:
         base_url: where the service is: scheme, host, and a path if it is served below one.
-        http_client: the ``aiohttp.ClientSession``, ``httpx.AsyncClient``, ``pyqwest.Client`` or transport to use. It
-            stays the caller's: it is not closed here. None makes one of its own, over aiohttp, when it is first used,
-            which ``aclose()`` closes; such a client may be used in one ``asyncio.run()`` after the other.
+        http_client: the ``aiohttp.ClientSession``, ``httpx.AsyncClient``, ``pyqwest.Client`` or transport to use, such
+            as an ``AsyncPycurlTransport``. It stays the caller's: it is not closed here. None makes one of its own,
+            over aiohttp, when it is first used, which ``aclose()`` closes; such a client may be used in one
+            ``asyncio.run()`` after the other.
         options: see ``ClientOptions``.
 
     Raises:
