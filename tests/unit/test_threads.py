@@ -12,13 +12,22 @@ import textwrap
 import threading
 import time
 import types
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.server import InThreads, ServerStream, asgi_service, wsgi_service
+from connectrpc.server import (
+    AsyncClientStream,
+    ClientRequest,
+    ClientStream,
+    InThreads,
+    ServerStream,
+    asgi_service,
+    wsgi_service,
+)
 from harness import (
     BIDI,
     CLIENT,
@@ -53,6 +62,7 @@ EVERY = pytest.mark.parametrize("method", ALL, ids=lambda method: method.name)
 BOTH = pytest.mark.parametrize("kind", ["wsgi", "asgi"])
 PATIENCE = 5.0
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+KEPT: contextvars.ContextVar[Any] = contextvars.ContextVar("kept")
 
 
 def body_of(method: Any, *names: str) -> bytes:
@@ -216,6 +226,127 @@ def test_calls_wait_for_their_turn(kind: str) -> None:
     assert answers[0].message() == reply("first")
     assert answer_of(kind, threads, UNARY, body_of(UNARY, "third")).message() == reply("third")
     assert called == ["first", "third"]
+
+
+@BOTH
+@EVERY
+def test_calls_that_are_over_before_their_turn_keep_nothing(method: Any, kind: str) -> None:
+    """Handlers that hang, and callers that try again and again, must not fill the memory."""
+    free, begun = threading.Event(), threading.Event()
+
+    class Value:
+        pass
+
+    def handler(request: Any) -> Any:
+        begun.set()
+        free.wait(PATIENCE)
+        return [reply("a")] if method.kind.server_streams else reply("a")
+
+    def late() -> weakref.ref[Value]:
+        value = Value()
+        KEPT.set(value)
+        assert code_in(answer_of(kind, threads, method, timeout_ms=30)) == "deadline_exceeded"
+        return weakref.ref(value)
+
+    def given() -> int:
+        gc.collect()
+        return sum(isinstance(found, (ClientRequest, ClientStream, AsyncClientStream)) for found in gc.get_objects())
+
+    threads = in_threads(handler, max_threads=1)
+    before = given()
+    try:
+        assert code_in(answer_of(kind, threads, method, timeout_ms=100)) == "deadline_exceeded"
+        assert begun.wait(PATIENCE)
+        values = [contextvars.copy_context().run(late) for _ in range(3)]
+        assert given() - before <= 2, "more than those of the call that has the thread"
+        assert [value() for value in values] == [None] * 3
+        assert not threads._pools[os.getpid()]._waiting
+    finally:
+        free.set()
+
+
+def test_turns_come_in_order() -> None:
+    """Past the calls that are over by then."""
+    free = threading.Event()
+    called: list[str] = []
+
+    def handler(request: Any) -> Any:
+        called.append(request.msg.name)
+        free.wait(PATIENCE)
+        return reply(request.msg.name)
+
+    app = asgi_service(SERVICE, in_threads(handler, max_threads=1))
+
+    async def call(name: str, timeout_ms: int) -> int:
+        connection = Connection([part(body_of(UNARY, name))])
+        headers = [("connect-timeout-ms", str(timeout_ms))]
+        await app(scope(UNARY.path, PROTO, headers), connection.receive, connection.send)
+        return connection.answer().status
+
+    async def main() -> list[int]:
+        tasks = []
+        for name in "abcdefg":
+            tasks.append(asyncio.ensure_future(call(name, 50 if name in "bcf" else 20_000)))
+            await asyncio.sleep(0)
+        while sum(task.done() for task in tasks) < 3:  # noqa: ASYNC110  until their deadline
+            await asyncio.sleep(0.01)
+        free.set()
+        return await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE)
+
+    assert asyncio.run(main()) == [504 if name in "bcf" else 200 for name in "abcdefg"]
+    assert called == list("adeg")
+
+
+@BOTH
+def test_threads_are_not_lost(kind: str) -> None:
+    """Whenever calls end: while they wait for their turn, as it comes, and after it."""
+
+    def handler(request: Any) -> Any:
+        time.sleep(0.001)
+        return reply(request.msg.name)
+
+    threads = in_threads(handler, max_threads=3)
+    codes: set[str] = set()
+    wrong: list[Any] = []
+
+    def caller(number: int) -> None:
+        for count in range(40):
+            name = f"{number}.{count}"
+            found = answer_of(kind, threads, UNARY, body_of(UNARY, name), timeout_ms=20_000 if count % 2 else 3)
+            if found.status != 200:
+                codes.add(found.code())
+            elif found.message() != reply(name):
+                wrong.append(found)
+
+    callers = [threading.Thread(target=caller, args=(number,)) for number in range(8)]
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join(20)
+    assert wrong == []
+    assert codes <= {"deadline_exceeded"}
+    pool = threads._pools[os.getpid()]
+    wait_for(lambda: pool._free == len(pool._threads))
+    assert len(pool._threads) <= 3
+    assert not pool._waiting
+    assert not pool._under_way
+
+
+@BOTH
+def test_a_thread_that_cannot_be_started(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call fails, and nothing is left of it."""
+    threads = in_threads(lambda request: reply(request.msg.name))
+    with monkeypatch.context() as patched:
+
+        def start(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        patched.setattr(threading.Thread, "start", start)
+        assert answer_of(kind, threads, UNARY).code() == "unknown"
+    pool = threads._pools[os.getpid()]
+    assert not pool._waiting
+    assert not pool._under_way
+    assert answer_of(kind, threads, UNARY).message() == reply("a")
 
 
 @BOTH

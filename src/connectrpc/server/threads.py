@@ -10,6 +10,7 @@ a slow client slows the handler down.
 from __future__ import annotations
 
 import atexit
+import collections
 import contextlib
 import contextvars
 import os
@@ -107,8 +108,11 @@ class _Pool:
         self._max_threads = max_threads
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
-        self._free = 0  # threads that wait for work, less the work that waits for a thread
-        self._queue: queue.SimpleQueue[tuple[contextvars.Context, _Work] | None] = queue.SimpleQueue()
+        # In the order of their turns. Whether work is begun or given up is up to who takes it out of here, which is one
+        # step: none of Python's code runs in it.
+        self._waiting: collections.OrderedDict[_Work, contextvars.Context] = collections.OrderedDict()
+        self._free = 0  # threads that wait to be woken, less those that are about to be
+        self._wake: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether there is more to do
         self._under_way: set[_Work] = set()
         self._left = False
         _pools.add(self)
@@ -125,14 +129,28 @@ class _Pool:
         with self._lock:
             if self._left:
                 raise RuntimeError("the interpreter is about to exit")
-            if self._free > 0 or not self._add_thread():
-                self._free -= 1
+            work._pool = self
+            self._waiting[work] = contextvars.copy_context()
             self._under_way.add(work)
-            self._queue.put((contextvars.copy_context(), work))
+            if self._free > 0:
+                self._free -= 1
+                self._wake.put(True)
+                return
+            try:
+                self._add_thread()
+            except RuntimeError:
+                self.give_up(work)
+                raise
 
-    def _add_thread(self) -> bool:
+    def give_up(self, work: _Work) -> None:
+        """Forget it, and so what it was given, unless it was begun. May be called by the garbage collector."""
+        # Which is why it takes no lock: whoever that interrupts may hold it.
+        if self._waiting.pop(work, None) is not None:
+            self._under_way.discard(work)
+
+    def _add_thread(self) -> None:
         if len(self._threads) == self._max_threads:
-            return False
+            return  # the next that is free will do it
         name = f"connectrpc-handler_{len(self._threads)}"
         thread = threading.Thread(target=self._run, name=name, daemon=True)
         try:
@@ -140,25 +158,36 @@ class _Pool:
         except RuntimeError:
             if not self._threads:
                 raise
-            return False  # one of the others will do it
+            return  # as above
         self._threads.append(thread)
-        return True
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            context, work = item
+        while True:
+            item = self._next()
+            if item is None:
+                if self._wake.get():
+                    continue
+                self._wake.put(False)  # for the next thread
+                return
+            work, context = item
             # It tells what it raises. What is left is what a log's handler does, which is not to cost us the thread.
             with contextlib.suppress(Exception):
                 context.run(work.do)
             self._under_way.discard(work)
             del item, context, work  # not to be kept until there is something else to do
-            with self._lock:
+
+    def _next(self) -> tuple[_Work, contextvars.Context] | None:
+        """The work whose turn it is; None if none waits, and then the thread is free."""
+        with self._lock:
+            try:
+                return self._waiting.popitem(last=False)
+            except KeyError:
                 self._free += 1
-        self._queue.put(None)  # for the next thread
+                return None
 
     def end(self) -> None:
         """End the threads when all is done that is to be done. May be called by the garbage collector."""
-        self._queue.put(None)
+        self._wake.put(False)
 
     def leave(self) -> None:
         """Nobody goes on with any call."""
@@ -209,12 +238,13 @@ _END = object()
 class _Work:
     """A handler's work in a thread. What happens there is told by ``_tell``, and waits for its turn."""
 
-    __slots__ = ("_event", "_given", "_handler", "_left", "_method", "_reply", "_turn")
+    __slots__ = ("_event", "_given", "_handler", "_left", "_method", "_pool", "_reply", "_turn")
 
     def __init__(self, method: Method[Any, Any], handler: Handler, given: Any) -> None:
         self._method = method
         self._handler = handler
         self._given = given
+        self._pool: _Pool  # told by it
         # As a semaphore, but one that the garbage collector may release wherever it finds a thread.
         self._turn: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._event: _Wanted | _Gave | _Ended | _Raised = _WANTED
@@ -290,6 +320,7 @@ class _Work:
     def leave(self) -> None:
         """The call is over, whatever the thread is doing. May be called by anybody, the garbage collector too."""
         self._left = True
+        self._pool.give_up(self)
         self._turn.put(None)
 
     def _result(self, result: Any, messages: Any) -> Any:
