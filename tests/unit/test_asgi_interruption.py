@@ -7,12 +7,13 @@ import contextlib
 import logging
 import sys
 import time
+import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.server import ServerStream
+from connectrpc.server import ServerStream, asgi_service
 from connectrpc.server import asgi as asgi_module
 from harness import (
     BIDI,
@@ -21,11 +22,11 @@ from harness import (
     PROTO,
     PURE,
     SERVER,
+    SERVICE,
     STREAM_PROTO,
     UNARY,
     USUAL,
     Connection,
-    asgi,
     ask,
     asked,
     body_events,
@@ -64,8 +65,9 @@ def request_of(method: Any, timeout_ms: int | None = None, **changes: Any) -> di
     return scope(method.path, PROTO if method in (UNARY, PURE) else STREAM_PROTO, headers, **changes)
 
 
-def app_of(handler: Callable[[Any], Any]) -> Any:
-    return asgi(unary=handler, pure=handler, server=handler, client=handler, bidi=handler)
+def app_of(handler: Callable[[Any], Any], **options: Any) -> Any:
+    given = dict.fromkeys(("unary", "pure", "server", "client", "bidi"), handler)
+    return asgi_service(SERVICE, types.SimpleNamespace(**given), **options)
 
 
 def run(
@@ -685,6 +687,7 @@ def test_a_slow_client_holds_the_generator_back(method: Any, wait: bool) -> None
 
 CHUNK = asked(ask("x" * 1000))
 AHEAD = 64 * 1024
+MEBIBYTE = 1024 * 1024
 EVENT = 256  # what an event counts beside its body
 
 
@@ -721,6 +724,40 @@ def test_how_much_is_read_ahead(method: Any) -> None:
     assert connection.answer().stream()[1] == {}
     assert AHEAD < taken[0] * size <= AHEAD + size
     assert len(names) == 300
+    assert connection.left == 0
+
+
+@pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    ("read_max_bytes", "bound"),
+    [(None, 4 * MEBIBYTE), (100 * MEBIBYTE, 4 * MEBIBYTE), (MEBIBYTE, MEBIBYTE), (1000, AHEAD)],
+)
+def test_how_much_is_read_ahead_over_http_2(method: Any, read_max_bytes: int | None, bound: int) -> None:
+    """As much as one message may have before the handler begins to read: it may wait for others of the connection."""
+    taken: list[int] = []
+    chunk = asked(*[ask("x" * 100)] * 600)
+    size = len(chunk) + EVENT
+
+    async def look(request: Any) -> None:
+        await until(lambda: connection.receives * size > bound)
+        await asyncio.sleep(0.05)
+        taken.append(connection.receives)
+        messages = request.__aiter__()
+        for _ in range(2000):
+            await messages.__anext__()
+        await asyncio.sleep(0.05)
+        taken.append(connection.receives)
+        async for _ in messages:
+            pass
+
+    connection = Connection([*(part(chunk, True) for _ in range(90)), part()])
+    app = app_of(Handler(method, look), read_max_bytes=read_max_bytes)
+    asyncio.run(serve(app, request_of(method, http_version="2"), connection, patience=10))
+    assert connection.answer().stream()[1] == {}
+    assert bound < taken[0] * size <= bound + size
+    # From then on it is a slow reader like any other.
+    given = -(-2000 // 600) * size
+    assert taken[1] * size <= max(taken[0] * size, given + AHEAD + size)
     assert connection.left == 0
 
 

@@ -36,7 +36,7 @@ class Endpoint:
         settings: the service's.
     """
 
-    __slots__ = ("_accept_post", "allow", "by_encoding", "by_media_type", "handler", "method")
+    __slots__ = ("_accept_post", "allow", "by_encoding", "by_media_type", "handler", "method", "read_max_bytes")
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class Endpoint:
     ) -> None:
         self.method = method
         self.handler = handler
+        self.read_max_bytes = settings.read_max_bytes
         self.by_media_type: dict[str, ServerMethod] = {}
         self.by_encoding: dict[str, ConnectUnaryServerMethod] = {}
         """How the method is served by GET, by the name of the codec; empty when it is not."""

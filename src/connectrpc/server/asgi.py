@@ -288,6 +288,8 @@ async def _wait(steps: Generator[Any, Any, Any], pending: Any, receive: Receive)
 async def _call(endpoint: Endpoint, call: ServerCall, body: RequestBody, send: Send) -> None:
     guard = Guard(call.deadline, body)
     body.open = endpoint.method.kind.client_streams
+    if body.open:
+        body.may_wait(endpoint.read_max_bytes)
     try:
         if endpoint.method.kind.server_streams:
             assert isinstance(call, StreamServerCall)

@@ -31,6 +31,11 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 _READ_AHEAD_MAX_BYTES = 64 * 1024
+
+# Some servers read nothing of a whole HTTP/2 connection while one of its streams is not taken. A handler that has not
+# begun to read may wait for a turn, for a thread's say, that only comes when other calls of the connection go on. So it
+# has room for what a request of one message may have too while its handler waits.
+_UNBEGUN_MAX_BYTES = 4 * 1024 * 1024
 _EVENT_BYTES = 256  # what an event takes beside its body
 
 # Most of what is waited for takes a few milliseconds. A timer that is taken back costs a tenth of a task that is.
@@ -176,6 +181,7 @@ class RequestBody:
     __slots__ = (
         "_ahead",
         "_ahead_bytes",
+        "_ahead_max_bytes",
         "_changed",
         "_on_leave",
         "_reader",
@@ -200,6 +206,7 @@ class RequestBody:
         self._changed: asyncio.Event | None = None
         self._ahead: collections.deque[dict[str, Any]] | None = None
         self._ahead_bytes = 0
+        self._ahead_max_bytes = _READ_AHEAD_MAX_BYTES
         self._on_leave: Callable[[], None] | None = None
         self.gone = False
         self.ended = ended
@@ -209,12 +216,23 @@ class RequestBody:
             self._ahead = collections.deque([received])
             self._ahead_bytes = _size(received)
 
+    def may_wait(self, read_max_bytes: int | None) -> None:
+        """Whoever reads may let this wait before he begins.
+
+        Args:
+            read_max_bytes: the largest message that is taken.
+        """
+        if not self.http_1:
+            max_bytes = _UNBEGUN_MAX_BYTES if read_max_bytes is None else min(read_max_bytes, _UNBEGUN_MAX_BYTES)
+            self._ahead_max_bytes = max(max_bytes, _READ_AHEAD_MAX_BYTES)
+
     async def read(self) -> bytes:
         """The next bytes as soon as there are any; none at the end.
 
         Raises:
             ClientGoneError: the client left before the end.
         """
+        self._ahead_max_bytes = _READ_AHEAD_MAX_BYTES
         while not self.ended:
             event = await self._next()
             if self.gone:
@@ -314,7 +332,7 @@ class RequestBody:
                     self._reader = None
                     self._watch_soon()
                     return
-                while self._ahead_bytes > _READ_AHEAD_MAX_BYTES:
+                while self._ahead_bytes > self._ahead_max_bytes:
                     await self._change()
             if complete:
                 # All that can come is that the client leaves. Most calls are over before, and one server logs an error
