@@ -31,11 +31,11 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 _READ_AHEAD_MAX_BYTES = 64 * 1024
-
 # Some servers read nothing of a whole HTTP/2 connection while one of its streams is not taken. A handler that has not
 # begun to read may wait for a turn, for a thread's say, that only comes when other calls of the connection go on. So it
-# has room for what a request of one message may have too while its handler waits.
+# has room for as much as a call of one message may hold while its handler waits.
 _UNBEGUN_MAX_BYTES = 4 * 1024 * 1024
+
 _EVENT_BYTES = 256  # what an event takes beside its body
 
 # Most of what is waited for takes a few milliseconds. A timer that is taken back costs a tenth of a task that is.
@@ -217,10 +217,10 @@ class RequestBody:
             self._ahead_bytes = _size(received)
 
     def may_wait(self, read_max_bytes: int | None) -> None:
-        """Whoever reads may let this wait before he begins.
+        """Have more room until somebody begins to read, which may take its time.
 
         Args:
-            read_max_bytes: the largest message that is taken.
+            read_max_bytes: the largest message that is taken, or None.
         """
         if not self.http_1:
             max_bytes = _UNBEGUN_MAX_BYTES if read_max_bytes is None else min(read_max_bytes, _UNBEGUN_MAX_BYTES)
