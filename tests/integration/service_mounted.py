@@ -1,7 +1,7 @@
 """The services of ``service`` and ``service_asgi`` in other applications than these.
 
 Mounted at many places: ``wsgi``, ``asgi`` and, where Starlette is installed, ``starlette_app``. Made when the server
-starts: ``lived``. Synchronous, in threads: ``threaded`` and ``wsgi_threaded``.
+starts: ``lived``. Synchronous, in threads: ``threaded`` and ``wsgi_threaded``, and in a single one: ``one_thread``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from service_asgi import probe as asgi_probe
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-__all__ = ["asgi", "lived", "starlette_app", "threaded", "wsgi", "wsgi_threaded"]
+__all__ = ["asgi", "lived", "one_thread", "starlette_app", "threaded", "wsgi", "wsgi_threaded"]
 
 _asgi_both = asgi_app(asgi_probe_service(asgi_probe), asgi_other_service(AsyncOther()))
 _wsgi_both = wsgi_app(wsgi_probe_service(wsgi_probe), wsgi_other_service(Other()))
@@ -56,6 +56,7 @@ async def _made() -> AsyncIterator[Any]:
 asgi = _with_hello(_asgi_both)
 lived = _with_hello(asgi_probe_service(_made))
 threaded = _with_hello(asgi_probe_service(InThreads(wsgi_probe)))
+one_thread = _with_hello(asgi_probe_service(InThreads(wsgi_probe, max_threads=1)))
 
 
 _wsgi_threads = wsgi_probe_service(InThreads(wsgi_probe))

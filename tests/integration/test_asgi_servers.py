@@ -12,9 +12,10 @@ import pytest
 
 from connectrpc.errors import ConnectErrorCode
 
-from integration_pb2 import CountRequest, EchoRequest, SumRequest
+from integration_pb2 import ChatRequest, CountRequest, EchoRequest, SumRequest, SumResponse
 from integration_pb2_connect import ProbeServiceClient
-from rawhttp import Connection
+from rawhttp import Connection, envelope
+from rawhttp2 import HTTP2_KINDS, H2Client, run_http2_server
 from servers import run_server
 
 if TYPE_CHECKING:
@@ -156,6 +157,36 @@ def test_handlers_in_threads_are_answered_for_at_their_deadline(kind: str, app: 
         with ProbeServiceClient(server.url) as client:
             assert client.echo(EchoRequest(text="hi")).request.text == "hi"
         quiet(server)
+
+
+@pytest.mark.parametrize("kind", HTTP2_KINDS)
+def test_a_stream_that_waits_for_a_thread_holds_up_nobody_on_its_connection(kind: str, tmp_path: Path) -> None:
+    """Some servers read nothing of a connection while one of its streams is not taken: who has the thread waits too."""
+
+    def head(method: str) -> list[tuple[str, str]]:
+        path = f"/integration.v1.ProbeService/{method}"
+        pseudo = [(":method", "POST"), (":scheme", "http"), (":authority", "localhost"), (":path", path)]
+        return [*pseudo, ("content-type", "application/grpc"), ("te", "trailers")]
+
+    question = envelope(ChatRequest(text="hi").SerializeToString())
+    upload = envelope(SumRequest(number=1, padding=bytes(10_000)).SerializeToString()) * 100
+    with (
+        run_http2_server(kind, tmp_path, app="service_mounted:one_thread") as server,
+        H2Client(server.port) as client,
+    ):
+        chat = client.open(head("Chat"))
+        client.data(chat, question)
+        assert client.wait(lambda: len(chat.messages()) == 1)
+        waiting = client.open(head("Sum"))
+        sent = client.data(waiting, upload, within=1)
+        client.data(chat, question, end=True)
+        assert client.wait(lambda: chat.over)
+        assert len(chat.messages()) == 2
+        assert chat.trailer("grpc-status") == "0"
+        client.data(waiting, upload[sent:], end=True)
+        assert client.wait(lambda: waiting.over)
+        ((_, payload),) = waiting.messages()
+        assert SumResponse.FromString(payload).messages == 100
 
 
 @pytest.mark.parametrize("kind", ["gunicorn-asgi", "granian-asgi", "hypercorn", "uvicorn-httptools"])
