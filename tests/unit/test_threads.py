@@ -253,7 +253,7 @@ def test_calls_that_are_over_before_their_turn_keep_nothing(method: Any, kind: s
         return sum(isinstance(found, (ClientRequest, ClientStream, AsyncClientStream)) for found in gc.get_objects())
 
     threads = in_threads(handler, max_threads=1)
-    before = given()
+    before = given()  # of the tests before, say
     try:
         assert code_in(answer_of(kind, threads, method, timeout_ms=100)) == "deadline_exceeded"
         assert begun.wait(PATIENCE)
@@ -262,6 +262,35 @@ def test_calls_that_are_over_before_their_turn_keep_nothing(method: Any, kind: s
         assert [value() for value in values] == [None] * 3
         assert not threads._pools[os.getpid()]._waiting
     finally:
+        free.set()
+
+
+@BOTH
+def test_a_message_does_not_wait_for_the_garbage_collector(kind: str) -> None:
+    """It may be large, while that goes by how many objects there are."""
+    free, begun = threading.Event(), threading.Event()
+
+    def handler(request: Any) -> Any:
+        begun.set()
+        free.wait(PATIENCE)
+        return reply("a")
+
+    def requests() -> list[str]:
+        found = [found.msg.name for found in gc.get_objects() if isinstance(found, ClientRequest)]
+        return [name for name in found if name.startswith("large")]
+
+    threads = in_threads(handler, max_threads=1)
+    gc.disable()
+    try:
+        found = answer_of(kind, threads, UNARY, body_of(UNARY, "large"), timeout_ms=100)
+        assert found.code() == "deadline_exceeded"
+        assert begun.wait(PATIENCE)
+        for _ in range(3):
+            found = answer_of(kind, threads, UNARY, body_of(UNARY, "large, late"), timeout_ms=30)
+            assert found.code() == "deadline_exceeded"
+        assert requests() == ["large"]
+    finally:
+        gc.enable()
         free.set()
 
 

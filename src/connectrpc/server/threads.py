@@ -142,11 +142,13 @@ class _Pool:
                 self.give_up(work)
                 raise
 
-    def give_up(self, work: _Work) -> None:
-        """Forget it, and so what it was given, unless it was begun. May be called by the garbage collector."""
+    def give_up(self, work: _Work) -> bool:
+        """Forget it, unless it was begun; whether it was not. May be called by the garbage collector."""
         # Which is why it takes no lock: whoever that interrupts may hold it.
-        if self._waiting.pop(work, None) is not None:
-            self._under_way.discard(work)
+        if self._waiting.pop(work, None) is None:
+            return False
+        self._under_way.discard(work)
+        return True
 
     def _add_thread(self) -> None:
         if len(self._threads) == self._max_threads:
@@ -320,7 +322,10 @@ class _Work:
     def leave(self) -> None:
         """The call is over, whatever the thread is doing. May be called by anybody, the garbage collector too."""
         self._left = True
-        self._pool.give_up(self)
+        if self._pool.give_up(self):
+            # What has ended the call has this among its frames, and may have to wait for the garbage collector. A large
+            # message is not to.
+            self._given = None
         self._turn.put(None)
 
     def _result(self, result: Any, messages: Any) -> Any:
