@@ -442,7 +442,7 @@ class Connection:
         pairs = [(name.decode(), value.decode()) for name, value in start["headers"]]
         answer = Answer(start["status"], pairs, b"".join(event["body"] for event in parts))
         # What was asked is not known here. Nothing but HEAD is refused without a word.
-        check_length(answer, to_head=answer.status in (404, 405) and not answer.body)
+        check_length(answer, to_head=answer.status in (400, 404, 405) and not answer.body)
         return answer
 
 

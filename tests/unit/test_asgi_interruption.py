@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import sys
 import time
 import types
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -252,6 +254,32 @@ def test_a_deadline_while_a_message_is_sent(method: Any, takes: bool, monkeypatc
     else:
         assert whole == []
         assert not connection.complete
+
+
+@pytest.mark.parametrize("ends", ["client", "deadline"])
+@EVERY
+def test_what_was_cut_short_waits_for_no_garbage_collector(method: Any, ends: str) -> None:
+    """Its message may be large, and calls that end so many."""
+
+    class Large:
+        pass
+
+    kept: list[weakref.ref[Large]] = []
+
+    async def hold(request: object) -> None:
+        large = Large()
+        kept.append(weakref.ref(large))
+        await long()
+
+    gc.disable()
+    try:
+        events: list[Any] = [part(body_of(method))]
+        if ends == "client":
+            events += [0.05, DISCONNECT]
+        run(Handler(method, hold), method, events, None if ends == "client" else 50)
+        assert [reference() for reference in kept] == [None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("again", ["client", "deadline"])

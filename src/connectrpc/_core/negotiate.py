@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from connectrpc._core.call import ServerCall, ServerMethod, ServerSettings
-    from connectrpc._core.http import HeaderList, RequestHead
+    from connectrpc._core.http import RequestHead
     from connectrpc.codec import Codec
     from connectrpc.method import Method
 
@@ -84,20 +84,20 @@ class Endpoint:
 
     def unsupported_media_type(self) -> WholeResponse:
         """RFC 9110 section 15.5.16."""
-        return plain_response(415, "Unsupported Media Type", [("accept-post", self._accept_post)])
+        return plain_response("POST", 415, "Unsupported Media Type", ("accept-post", self._accept_post))
 
 
 def negotiate(endpoints: Mapping[str, Endpoint], head: RequestHead) -> tuple[Endpoint, ServerCall] | WholeResponse:
     """The endpoint and the call that a request begins; or the answer, when it is no call or one that cannot go on."""
     endpoint = endpoints.get(head.path)
     if endpoint is None:
-        return no_such_method(head) if is_grpc(head) else _no_call(head, 404, "Not Found", [])
+        return no_such_method(head) if is_grpc(head) else plain_response(head.http_method, 404, "Not Found")
     if head.http_method == "POST":
         call = endpoint.call(head)
     elif head.http_method == "GET" and endpoint.by_encoding:
         call = endpoint.call_get(head)
     else:
-        return _no_call(head, 405, "Method Not Allowed", [("allow", endpoint.allow)])
+        return plain_response(head.http_method, 405, "Method Not Allowed", ("allow", endpoint.allow))
     if call is None:
         return endpoint.unsupported_media_type()
     try:
@@ -141,18 +141,9 @@ def plain_endpoints(
     }
 
 
-def plain_response(status: int, reason: str, headers: HeaderList) -> WholeResponse:
+def plain_response(http_method: str, status: int, reason: str, *headers: tuple[str, str]) -> WholeResponse:
     """An answer that is HTTP alone: what asked is not an RPC."""
     body = reason.encode()
-    return WholeResponse(
-        status,
-        [("content-type", "text/plain; charset=utf-8"), ("content-length", str(len(body))), *headers],
-        body,
-    )
-
-
-def _no_call(head: RequestHead, status: int, reason: str, headers: HeaderList) -> WholeResponse:
-    response = plain_response(status, reason, headers)
-    if head.http_method == "HEAD":
-        response.body = b""  # RFC 9110 section 9.3.2; not every server takes it off
-    return response
+    described = [("content-type", "text/plain; charset=utf-8"), ("content-length", str(len(body)))]
+    # RFC 9110 section 9.3.2: the length of what another method would bring. Not every server takes the body off.
+    return WholeResponse(status, [*described, *headers], b"" if http_method == "HEAD" else body)

@@ -91,20 +91,20 @@ class Guard:
         try:
             result = await Begun(steps, pending, self.watch)
         except (Exception, asyncio.CancelledError) as error:
-            reason = self.reason
-            if reason is None:
+            if self.reason is None:
                 if isinstance(error, asyncio.CancelledError) and not self._cancelled_by_others():
                     raise StrayCancellationError(error)  # noqa: B904  it has it as its cause
                 raise
             if self._take_back() and isinstance(error, asyncio.CancelledError):
                 raise
-            raise reason from None
-        if self.reason is not None:  # a handler must not go on, whatever it caught
-            self._take_back()
-            raise self.reason
-        if self._body.gone:
-            raise ClientGoneError
-        return result
+        else:
+            if self.reason is None:
+                if self._body.gone:
+                    raise ClientGoneError
+                return result
+            self._take_back()  # a handler must not go on, whatever it caught
+        # Not from in there: what was raised would be its context, and keep the call's frames.
+        raise self.reason
 
     def watch(self) -> None:
         """Begin to watch: something is being waited for."""
@@ -120,6 +120,7 @@ class Guard:
     def stop(self) -> None:
         """Watch no longer: what is still to be done is done in any case."""
         self._stopped = True
+        self.reason = None  # which has frames that have this
         if self._timer is not None:
             self._timer.cancel()
         self._body.stop_watching()

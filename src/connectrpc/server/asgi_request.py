@@ -149,7 +149,7 @@ def body_of(scope: Scope, receive: Receive, received: dict[str, Any] | None = No
         if name == b"content-length":
             length = value.strip(b" \t")
             if not length.isdigit():
-                return plain_response(400, "Bad Request", [])
+                return plain_response(scope["method"], 400, "Bad Request")
     # Some servers' receive() never returns when the end came with the head.
     ended = scope["method"] in ("GET", "HEAD") if length is None else not length.strip(b"0")
     return RequestBody(receive, ended=ended, http_1=_is_http_1(scope), received=received)

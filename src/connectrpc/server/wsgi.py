@@ -342,11 +342,11 @@ class _RequestBody:
             # RFC 9112 section 6.3: it stands above a length. Only some servers decode it.
             self.length = None
             if not environ.get("wsgi.input_terminated"):
-                self.refusal = plain_response(411, "Length Required", [])
+                self.refusal = plain_response(environ["REQUEST_METHOD"], 411, "Length Required")
         elif declared:
             self.length = _length(declared)
             if self.length is None:
-                self.refusal = plain_response(400, "Bad Request", [])
+                self.refusal = plain_response(environ["REQUEST_METHOD"], 400, "Bad Request")
         else:
             # Servers that can send trailers have framing of their own, and let a body end where it ends.
             terminated = environ.get("wsgi.input_terminated") or _SEND_TRAILERS in environ
