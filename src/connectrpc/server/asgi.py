@@ -32,7 +32,16 @@ from connectrpc.server.handlers import DRAIN_MAX_SECONDS, coded, failed, last_pa
 from connectrpc.server.implementations import as_lifespan
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Coroutine,
+        Generator,
+        Iterable,
+        Mapping,
+    )
 
     from typing_extensions import Unpack
 
@@ -287,17 +296,20 @@ async def _wait(steps: Generator[Any, Any, Any], pending: Any, receive: Receive)
 
 async def _call(endpoint: Endpoint, call: ServerCall, body: RequestBody, send: Send) -> None:
     guard = Guard(call.deadline, body)
+    requests = None
     body.open = endpoint.method.kind.client_streams
     if body.open:
+        assert isinstance(call, StreamServerCall)
         body.may_wait(endpoint.read_max_bytes)
+        requests = _messages(call, body)
     try:
         if endpoint.method.kind.server_streams:
             assert isinstance(call, StreamServerCall)
-            await _stream(endpoint, call, body, send, guard)
+            await _stream(endpoint, call, body, requests, send, guard)
             return
         try:
             call.deadline.check()
-            result = endpoint.handler(await guard.run(_request(call, body)))
+            result = endpoint.handler(await guard.run(_request(call, body, requests)))
             if inspect.isawaitable(result):
                 result = await guard.run(result)
             response = call.answer(result)
@@ -309,14 +321,25 @@ async def _call(endpoint: Endpoint, call: ServerCall, body: RequestBody, send: S
         await _taken(call, _answer(response, body, send))
     finally:
         guard.stop()
+        if requests is not None:
+            # Left to itself it would have the event loop make a task to close it.
+            with contextlib.suppress(RuntimeError):  # a task of the handler's is still at it
+                await requests.aclose()
         body.close()
 
 
-async def _stream(endpoint: Endpoint, call: StreamServerCall, body: RequestBody, send: Send, guard: Guard) -> None:
+async def _stream(
+    endpoint: Endpoint,
+    call: StreamServerCall,
+    body: RequestBody,
+    requests: AsyncGenerator[Any, None] | None,
+    send: Send,
+    guard: Guard,
+) -> None:
     given: Any = None
     try:
         call.deadline.check()
-        result = endpoint.handler(await guard.run(_request(call, body)))
+        result = endpoint.handler(await guard.run(_request(call, body, requests)))
         if inspect.isawaitable(result):
             result = await guard.run(result)
         given, headers, stream = messages_of(call.method, result)
@@ -538,15 +561,16 @@ async def _send_answer(
         raise ClientGoneError from error
 
 
-async def _request(call: ServerCall, body: RequestBody) -> ClientRequest[Any] | AsyncClientStream[Any]:
-    """What the handler is called with.
+async def _request(
+    call: ServerCall, body: RequestBody, requests: AsyncGenerator[Any, None] | None
+) -> ClientRequest[Any] | AsyncClientStream[Any]:
+    """What the handler is called with: a stream of ``requests``, or the only one.
 
     Raises:
         ConnectError: a request of one message is none.
     """
-    if call.method.kind.client_streams:
-        assert isinstance(call, StreamServerCall)
-        return AsyncClientStream(_messages(call, body), call)
+    if requests is not None:
+        return AsyncClientStream(requests, call)
     chunk = await body.read()
     if body.ended:
         return ClientRequest(call.receive(chunk), call)
@@ -556,7 +580,7 @@ async def _request(call: ServerCall, body: RequestBody) -> ClientRequest[Any] | 
     return ClientRequest(call.taken(), call)
 
 
-async def _messages(call: StreamServerCall, body: RequestBody) -> AsyncIterator[Any]:
+async def _messages(call: StreamServerCall, body: RequestBody) -> AsyncGenerator[Any, None]:
     timed = call.deadline.expires_at is not None
     slice_ends = time.monotonic() + _SLICE_SECONDS
     while chunk := await body.read():
