@@ -7,9 +7,12 @@ cancellation takes effect at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import os
 import re
 import ssl
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -63,8 +66,8 @@ class AsyncPycurlTransport:
     A client takes it as ``http_client``, and several may share it. Whoever made it closes it, by ``aclose`` or as an
     asynchronous context manager.
 
-    Nothing is done behind a call's back: there are no redirects, no retries, no cookies, no decoding and no proxies
-    from the environment, unless ``configure`` asks for them.
+    Nothing is done behind a call's back: there are no redirects, no retries, no decoding, and neither cookies nor
+    proxies unless ``configure`` asks for them.
 
     Args:
         multi: the user's ``AsyncCurlMulti``, with its limits of connections and streams, for the one event loop that it
@@ -73,7 +76,8 @@ class AsyncPycurlTransport:
             by prior knowledge.
         configure: is given each ``pycurl.Curl`` before its first use, to set what is to hold for all calls: ``CAINFO``,
             ``SSLCERT`` and ``SSLKEY``, ``PROXY``, ``RESOLVE``, ``TCP_KEEPALIVE`` and so on. Without ``CAINFO`` the
-            certificates count that Python trusts.
+            certificates count that Python trusts. What makes libcurl send a request twice does not work: redirects, and
+            ways of authentication that begin with a refusal.
         connect_timeout: how long making a connection may take, in seconds, with TLS. None for libcurl's five minutes.
 
     Raises:
@@ -101,6 +105,8 @@ class AsyncPycurlTransport:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = os.getpid()
         self._spare: list[Any] = []
+        if multi is not None:
+            _multis.add(multi)
 
     async def send(self, request: HTTPRequest, body: bytes | AsyncIterator[bytes] | None) -> _Response:
         multi = self._find_multi()
@@ -123,20 +129,19 @@ class AsyncPycurlTransport:
     def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take up work in ``loop``, with connections of its own."""
         if self._process != os.getpid():
-            # The connections are the parent's as well: to close them here would be to end them there.
-            _inherited.append(self._multi)
             self._process = os.getpid()
         elif self._multi is not None and self._loop is not None and not self._loop.is_closed():
             raise RuntimeError("this AsyncPycurlTransport belongs to another event loop: make one for each")
         self._multi = pycurl.AsyncCurlMulti()
+        _multis.add(self._multi)
         self._loop = loop
 
     def _new_handle(self) -> Any:
         curl: Any = pycurl.Curl()
         curl.setopt(pycurl.PROXY, "")
-        trusted = ssl.get_default_verify_paths()
-        if trusted.cafile is not None:  # pycurl's own is where one distribution of Linux has it
-            curl.setopt(pycurl.CAINFO, trusted.cafile)
+        trusted = _trusted_file()
+        if trusted is not None:  # pycurl's own is where one distribution of Linux has it
+            curl.setopt(pycurl.CAINFO, trusted)
         if self._configure is not None:
             self._configure(curl)
         curl.setopt(pycurl.HTTP_VERSION, self._version)
@@ -149,9 +154,12 @@ class AsyncPycurlTransport:
 
     async def aclose(self) -> None:
         """Close what the transport has made. Calls that are under way end as ``canceled``."""
-        if self._owns_multi and self._multi is not None and self._loop is asyncio.get_running_loop():
-            multi, self._multi = self._multi, None
-            await multi.aclose()
+        if self._owns_multi and self._multi is not None and self._loop is not None:
+            if self._loop is asyncio.get_running_loop():
+                multi, self._multi = self._multi, None
+                await multi.aclose()
+            elif self._loop.is_closed():
+                self._multi = None
         self._spare.clear()
 
     async def __aenter__(self) -> Self:
@@ -163,8 +171,34 @@ class AsyncPycurlTransport:
         await self.aclose()
 
 
-_inherited: list[Any] = []
-"""Of the process that this one was forked from: kept for good."""
+def _trusted_file() -> str | None:
+    """The file with the certificates that Python trusts."""
+    trusted = ssl.get_default_verify_paths()
+    if trusted.cafile is None and trusted.capath is not None:
+        # Some distributions have all of them in one file beside the others. As ``CAPATH`` they would be trusted beside
+        # what a user names as ``CAINFO``.
+        together = os.path.join(trusted.capath, "ca-certificates.crt")
+        return together if os.path.exists(together) else None
+    return trusted.cafile
+
+
+_multis: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Those of this process, and of the one that it was forked from."""
+
+
+def _keep_inherited() -> None:
+    """Keep for good, in a child process, what it has inherited.
+
+    The connections are the parent's as well. Whenever libcurl closes one it says so to the server, also at the end of
+    the process, when everything that Python itself refers to is collected.
+    """
+    for multi in _multis:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(multi))
+    _multis.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_inherited)
 
 _CALLBACKS = (pycurl.PREREQFUNCTION, pycurl.READFUNCTION, pycurl.HEADERFUNCTION, pycurl.WRITEFUNCTION)
 
@@ -198,6 +232,7 @@ class _Exchange:
         "_most",
         "_multi",
         "_paused",
+        "_process",
         "_received",
         "_received_bytes",
         "_spare",
@@ -216,6 +251,7 @@ class _Exchange:
         self._curl = curl
         self._spare = spare
         self._ended: asyncio.Future[Any] | None = None
+        self._process = os.getpid()
         self._attempted = False
         self._paused = 0
         self._lines: list[bytes] = []  # of the head that is coming, and then of the trailers
@@ -292,14 +328,22 @@ class _Exchange:
     def _go_on(self, direction: int) -> None:
         if self._paused & direction and self._under_way:
             self._paused &= ~direction
-            self._curl.pause(self._paused)
+            with contextlib.suppress(pycurl.error):  # libcurl is done with it, and ``_end`` will be told in a moment
+                self._curl.pause(self._paused)
 
     @property
     def _under_way(self) -> bool:
-        return self._ended is not None and not self._ended.done()
+        """Whether libcurl is at it, in this process and in a loop that is still there."""
+        return (
+            self._ended is not None
+            and not self._ended.done()
+            and not self._multi.closed  # as the collector does with one that was forgotten
+            and not self.loop.is_closed()
+            and self._process == os.getpid()
+        )
 
     def _end(self, ended: asyncio.Future[Any]) -> None:
-        """libcurl has done with it, or ``_stop`` has taken it away, or somebody has closed the ``CurlMulti``."""
+        """libcurl has done with it, or ``fail`` has taken it away, or somebody has closed the ``CurlMulti``."""
         curl, self._curl = self._curl, None
         error = None if ended.cancelled() else ended.exception()
         if not self.is_over:
@@ -308,6 +352,8 @@ class _Exchange:
             elif error is not None:
                 self._error = _coded(error, curl, answered=self.status is not None)
                 self._error.__cause__ = error
+            elif self.status is None:  # libcurl sees nothing wrong in that
+                self._error = _broken("it ended in the head of the answer")
             else:
                 self.done = True
             self.upload.stop()
@@ -439,6 +485,8 @@ class _Upload:
                 async for part in parts:
                     if self._exchange.is_over:  # and the iterator has not heeded that
                         break
+                    if not part:  # which would be the end to libcurl
+                        continue
                     self._ready.append(part)
                     self._ready_bytes += len(part)
                     self._exchange.go_on_sending()
@@ -447,8 +495,11 @@ class _Upload:
                         await self._room
             finally:
                 await aclose_messages(parts)
-        except Exception as error:
+        except BaseException as error:
+            # After ``stop`` it changes nothing any more. But the iterator may have awaited what others have cancelled.
             self._exchange.fail(error)
+            if not isinstance(error, Exception):
+                raise
         else:
             self.finished = True
             self._exchange.go_on_sending()
@@ -544,10 +595,12 @@ def _coded(error: BaseException, curl: Any, *, answered: bool) -> ConnectError:
 
     libcurl's texts are looked at where nothing else tells, but not passed on: they name hosts.
     """
-    number, text = error.args if isinstance(error, pycurl.error) else (None, "")
+    number, text = error.args if len(error.args) == 2 else (None, "")  # else it is pycurl's own
     if number == pycurl.E_PEER_FAILED_VERIFICATION:
-        problem = re.search(r"SSL certificate problem: (.+)", text)
-        return untrusted(problem[1] if problem else "it is for another host")
+        if "subject name" in text:
+            return untrusted("it is for another host")
+        problem = re.search(r"SSL certificate (?:problem|OpenSSL verify result): (.+?)(?: \(\d+\))?$", text)
+        return untrusted(problem[1] if problem else "it cannot be verified")
     alert = re.search(r"SSL routines::([^,]+)", text)
     if alert is not None and "unexpected eof" not in alert[1]:
         return tls_failed(alert[1])
@@ -562,9 +615,16 @@ def _coded(error: BaseException, curl: Any, *, answered: bool) -> ConnectError:
     reset = re.search(r"\(err(?:or)? (\w+)", text)  # in hexadecimal or, in older versions, in decimal
     if number == _HTTP2_STREAM and reset is not None:
         return stream_reset(int(reset[1], 0))
+    if number == _HTTP2_STREAM and "closed cleanly, but" in text:
+        return stream_reset(0)
+    if text.startswith(("CONNECT tunnel failed", "Proxy CONNECT aborted")):
+        return no_connection(error)
     if number in _NOT_HTTP:
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "what the server answers is not HTTP")
     if number in _UNANSWERED and not answered:
         return closed_unanswered()
-    reason = _REASONS.get(number, f"libcurl's error {number}")
+    return _broken(_REASONS.get(number, "libcurl failed" if number is None else f"libcurl's error {number}"))
+
+
+def _broken(reason: str) -> ConnectError:
     return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {reason}")
