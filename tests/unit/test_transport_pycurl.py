@@ -296,7 +296,7 @@ async def test_a_head_and_interim_ones() -> None:
     call.curl.head("HTTP/1.1 100 Continue")
     await turn()
     assert not call.task.done()
-    call.curl.head("HTTP/2 404 ", "X-One:  1 ", "x-many: 1", "x-many: 2", "x-colon: a:b", "x-empty:", "x-odd: \xe9")
+    call.curl.head("HTTP/1.1 404 ", "X-One:  1 ", "x-many: 1", "x-many: 2", "x-colon: a:b", "x-empty:", "x-odd: \xe9")
     response = await call.task
     assert response.status == 404
     assert list(response.headers.items()) == [
@@ -309,6 +309,20 @@ async def test_a_head_and_interim_ones() -> None:
     ]
     assert response.headers.get("x-one") == "1"
     response.close()
+
+
+@pytest.mark.parametrize(("version", "value"), [("HTTP/1.1", "x"), ("HTTP/2", " x ")])
+@in_loop
+async def test_white_space_around_values(version: str, value: str) -> None:
+    """Over HTTP/2 it is grpcio's, in the messages of errors."""
+    call = await Call(connect()).begun()
+    call.curl.head(f"{version} 200 ", "x-head:  x ")
+    response = await call.task
+    call.curl.trailers("x-tail:  x ")
+    call.finish()
+    await response.read(None)
+    assert list(response.headers.items()) == [("x-head", value)]
+    assert list(response.trailers.items()) == [("x-tail", value)]
 
 
 @pytest.mark.parametrize("trailers", [["Grpc-Status: 0", "x-two: 1", "x-two: 2"], []])

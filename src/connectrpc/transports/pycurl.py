@@ -225,6 +225,7 @@ class _Exchange:
 
     __slots__ = (
         "_attempted",
+        "_bare",
         "_curl",
         "_ended",
         "_error",
@@ -254,6 +255,7 @@ class _Exchange:
         self._process = os.getpid()
         self._attempted = False
         self._paused = 0
+        self._bare = False  # whether no white space has been put around values
         self._lines: list[bytes] = []  # of the head that is coming, and then of the trailers
         self._received: Pieces = []
         self._received_bytes = 0
@@ -301,7 +303,8 @@ class _Exchange:
         status = int(lines[0].split(None, 2)[1])
         if status >= 200:  # others are interim
             self.status = status
-            self.headers = _fields(lines[1:])
+            self._bare = lines[0].startswith(b"HTTP/2")
+            self.headers = _fields(lines[1:], bare=self._bare)
             # A little later: most of what there is comes with the head, and can be read in the same go.
             self.loop.call_soon(self._wake)
 
@@ -387,7 +390,7 @@ class _Exchange:
 
     def trailers(self) -> CIMultiDict[str] | None:
         """Those of HTTP itself; None before the end, and where there were none."""
-        return (_fields(self._lines) or None) if self.done else None
+        return (_fields(self._lines, bare=self._bare) or None) if self.done else None
 
     async def wait_for_head(self) -> None:
         while self.status is None:
@@ -429,13 +432,19 @@ class _Exchange:
         reraise(self._error)
 
 
-def _fields(lines: list[bytes]) -> CIMultiDict[str]:
-    """The headers or trailers in lines of HTTP/1, which libcurl gives for all versions."""
+def _fields(lines: list[bytes], *, bare: bool) -> CIMultiDict[str]:
+    """The headers or trailers in lines of HTTP/1, which libcurl gives for all versions.
+
+    Args:
+        lines: what libcurl gives.
+        bare: whether they have come over HTTP/2, where white space around a value is part of it, but for a space that
+            libcurl puts behind the colon.
+    """
     fields: CIMultiDict[str] = CIMultiDict()
     for line in lines:
         name, colon, value = line.decode("utf-8", "surrogateescape").partition(":")
         if colon:
-            fields.add(name, value.strip())
+            fields.add(name, value[1:].rstrip("\r\n") if bare else value.strip())
     return fields
 
 
