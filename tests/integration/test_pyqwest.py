@@ -64,8 +64,8 @@ def connect(
 ) -> Iterator[Colour]:
     """A client upon either library, with nothing done behind its back."""
     if colour == "pycurl":
-        with connect_pycurl(url, protocol, version=version, options=options, **settings) as client:
-            yield client
+        with connect_pycurl(url, protocol, version=version, options=options, **settings) as curl_client:
+            yield curl_client
         return
     plain = {"follow_redirects": False, "enable_gzip": False, "enable_brotli": False, "enable_zstd": False}
     settings = {"http_version": VERSIONS[version], **plain, **settings}
