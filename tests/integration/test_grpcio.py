@@ -705,7 +705,9 @@ def http_client(kind: Any, **settings: Any) -> Any:
     """What speaks HTTP/2 for a client of ours; ``kind`` is one of ``HTTP_CLIENTS``."""
     if kind is AsyncPycurlTransport:
         authority = settings.get("tls_ca_cert")
-        options = {"configure": lambda curl: curl.setopt(pycurl.CAINFO_BLOB, authority)} if authority else {}
+        options: dict[str, Any] = (
+            {"configure": lambda curl: curl.setopt(pycurl.CAINFO_BLOB, authority)} if authority else {}
+        )
         return AsyncPycurlTransport(http_version="2", **options)
     transport = pyqwest.SyncHTTPTransport if kind is pyqwest.SyncClient else pyqwest.HTTPTransport
     plain = {"follow_redirects": False, "enable_gzip": False, "enable_brotli": False, "enable_zstd": False}
