@@ -17,6 +17,7 @@ import pytest
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.server import ServerStream, asgi_service
 from connectrpc.server import asgi as asgi_module
+from connectrpc.server import asgi_guard as guard_module
 from harness import (
     BIDI,
     CLIENT,
@@ -225,34 +226,37 @@ def test_while_something_is_sent(method: Any, number: int, caplog: pytest.LogCap
 
 
 @pytest.mark.parametrize("method", [SERVER, BIDI], ids=lambda method: method.name)
-@pytest.mark.parametrize("takes", [True, False])
-def test_a_deadline_while_a_message_is_sent(method: Any, takes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that waits for its client may have sent half of a message: nothing comes behind it until the rest is
-    sent, and nothing at all where it never is."""
-    monkeypatch.setattr(asgi_module, "DRAIN_MAX_SECONDS", 0.3)
-    whole: list[bytes] = []
-    cleaned: list[int] = []
+@pytest.mark.parametrize("client", ["takes it", "leaves", "takes nothing"])
+def test_a_deadline_while_a_message_is_sent(method: Any, client: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that waits for its client may have sent half of a message. The end of the stream does not come behind
+    that, but behind the whole message, or not at all."""
+    monkeypatch.setattr(guard_module, "DRAIN_MAX_SECONDS", 60 if client == "leaves" else 0.3)
+    taken: list[bytes] = []
+    cleaned: list[bool] = []
 
     async def handler(request: object) -> AsyncIterator[Any]:
         try:
             while True:
                 yield reply("a")
         finally:
-            cleaned.append(len(whole))
+            cleaned.append(True)
 
     async def on_send(event: Event) -> None:
         if event.get("body"):
-            if not whole:
-                await asyncio.sleep(0.15 if takes else 60)
-            whole.append(event["body"])
+            if not taken:
+                await asyncio.sleep(0.15 if client == "takes it" else 60)
+            taken.append(event["body"])
 
-    connection = run(handler, method, timeout_ms=50, on_send=on_send)
-    assert cleaned == [0], "the handler is ended at its deadline"
-    if takes:
-        assert len(whole) == 2
+    events: list[Any] = [part(body_of(method))]
+    if client == "leaves":
+        events += [0.2, DISCONNECT]
+    connection = run(handler, method, events, 50, on_send)
+    assert cleaned == [True]
+    if client == "takes it":
+        assert len(taken) == 2
         assert code_in(connection) == "deadline_exceeded"
     else:
-        assert whole == []
+        assert taken == []
         assert not connection.complete
 
 
@@ -508,7 +512,8 @@ def test_a_cancellation_that_was_caught_before_the_call(method: Any) -> None:
 def test_a_client_that_takes_nothing_holds_no_call_after_its_deadline(
     method: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asgi_module, "DRAIN_MAX_SECONDS", 0.1)
+    for module in (asgi_module, guard_module):
+        monkeypatch.setattr(module, "DRAIN_MAX_SECONDS", 0.1)
 
     class Stuck(Connection):
         async def send(self, event: Event) -> None:

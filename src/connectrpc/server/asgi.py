@@ -18,7 +18,7 @@ from connectrpc._core.plain import PlainServerCall
 from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import AsyncClientStream, ClientRequest
-from connectrpc.server.asgi_guard import Begun, Guard, StrayCancellationError, cancellations
+from connectrpc.server.asgi_guard import Guard, StrayCancellationError, cancellations
 from connectrpc.server.asgi_request import (
     ClientGoneError,
     Head,
@@ -354,118 +354,45 @@ async def _stream(
         await _taken(call, _answer(response, body, send))
         return
     failure: ConnectError | None
-    sender = _Sender(send)
     try:
-        try:
-            failure = await guard.run(_send_messages(call, head, messages, sender, guard))
-        except ClientGoneError:
-            raise
-        except Exception as error:
-            failure = coded(call, error)
-        finally:
-            guard.stop()  # what cleans up is not to be disturbed
-            await _close(messages, call)
-        await _taken(call, _end_stream(call, last_part(call, failure, stream), body, sender))
+        failure = await guard.run(_send_messages(call, head, messages, send, guard))
+    except ClientGoneError:
+        raise
+    except Exception as error:
+        failure = coded(call, error)
     finally:
-        sender.drop()
+        guard.stop()  # what cleans up is not to be disturbed
+        await _close(messages, call)
+    await _taken(call, _end_stream(call, last_part(call, failure, stream), body, send))
 
 
-class _Sender:
-    """Gives the parts of a streamed answer to the server."""
-
-    __slots__ = ("_send", "_under_way")
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._under_way: asyncio.Future[None] | None = None
-
-    async def send(self, event: dict[str, Any]) -> None:
-        """Give an event, and wait until it is taken.
-
-        Raises:
-            ClientGoneError: it never will be.
-        """
-        try:
-            await self._send(event)
-        except Exception as error:  # as below
-            raise ClientGoneError from error
-
-    def begin(self, event: dict[str, Any]) -> Awaitable[None] | None:
-        """``send`` in which who waits can be cancelled, but not the event: for what something is still sent behind.
-
-        The server may have sent half of a part by then, and the client would take what comes behind it for the rest.
-
-        Returns:
-            what to await, if the event is not taken yet.
-        """
-        steps = self._send(event).__await__()
-        try:
-            pending = next(steps)
-        except StopIteration:
-            return None
-        except Exception as error:  # as below
-            raise ClientGoneError from error
-        self._under_way = asyncio.ensure_future(_rest(steps, pending))
-        self._under_way.add_done_callback(_take)
-        return self.settle()
-
-    async def settle(self) -> None:
-        """Wait until all is taken that was begun."""
-        under_way = self._under_way
-        if under_way is not None:
-            await asyncio.wait((under_way,))
-            self._under_way = None
-            try:
-                under_way.result()
-            except Exception as error:  # as below
-                raise ClientGoneError from error
-
-    def drop(self) -> None:
-        """The call is over, whether or not all is taken."""
-        if self._under_way is not None:
-            self._under_way.cancel()
-
-
-def _take(under_way: asyncio.Future[None]) -> None:
-    if not under_way.cancelled():
-        under_way.exception()  # else one that nobody waits for is logged
-
-
-async def _rest(steps: Generator[Any, Any, Any], pending: Any) -> None:
-    await Begun(steps, pending, None)
-
-
-async def _end_stream(call: StreamServerCall, last: bytes, body: RequestBody, sender: _Sender) -> None:
-    await sender.settle()
+async def _end_stream(call: StreamServerCall, last: bytes, body: RequestBody, send: Send) -> None:
     if not body.ended:
-        await sender.send(_part(last, more=True))
+        await _send_part(last, send, more=True)
         await body.drain()
         last = b""
-    await sender.send(_part(last, more=False))
+    await _send_part(last, send, more=False)
     if call.has_trailers:
-        await sender.send(_trailers(_native(call.trailers)))
+        await _send_event(_trailers(_native(call.trailers)), send)
 
 
 async def _send_messages(
-    call: StreamServerCall, head: ResponseHead, messages: Any, sender: _Sender, guard: Guard
+    call: StreamServerCall, head: ResponseHead, messages: Any, send: Send, guard: Guard
 ) -> ConnectError | None:
     """Send the head and the messages of a streamed answer. The error that stands among them, if one does."""
+    guard.sending = True
+    await _send_event(_start(head.status, _native(head.headers), trailers=call.has_trailers), send)
+    await _send_part(b"", send, more=True)  # some servers keep the head until there is a part
     expires_at = call.deadline.expires_at
-    # What cancels us but the deadline has nothing sent behind. `send` costs less.
-    send: Callable[[dict[str, Any]], Awaitable[None] | None] = sender.send if expires_at is None else sender.begin
-    # Some servers keep the head until there is a part.
-    for event in (_start(head.status, _native(head.headers), trailers=call.has_trailers), _part(b"", more=True)):
-        waiting = send(event)
-        if waiting is not None:
-            await waiting
     slice_ends = time.monotonic() + _SLICE_SECONDS
-    while True:  # not `async for`: an iterator need not be iterable
-        try:
+    while guard.reason is None:
+        guard.sending = False
+        try:  # not `async for`: an iterator need not be iterable
             message = await messages.__anext__()
         except StopAsyncIteration:
             break
         if guard.reason is not None:
-            raise guard.reason
+            break
         now = time.monotonic()
         if expires_at is not None and now >= expires_at:
             break
@@ -473,9 +400,11 @@ async def _send_messages(
             return message
         part = call.send(message)
         del message  # else large ones would be there twice, and the heap would grow and shrink with each
-        waiting = send({"type": "http.response.body", "body": part, "more_body": True})
-        if waiting is not None:
-            await waiting
+        guard.sending = True
+        try:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        except Exception as error:  # as below
+            raise ClientGoneError from error
         if now > slice_ends:
             await asyncio.sleep(0)
             slice_ends = time.monotonic() + _SLICE_SECONDS
@@ -526,10 +455,6 @@ def _start(status: int, headers: list[tuple[bytes, bytes]], *, trailers: bool = 
     return event
 
 
-def _part(part: bytes, *, more: bool) -> dict[str, Any]:
-    return {"type": "http.response.body", "body": part, "more_body": more}
-
-
 def _trailers(trailers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
     return {"type": "http.response.trailers", "headers": trailers, "more_trailers": False}
 
@@ -554,10 +479,21 @@ async def _send_answer(
 ) -> None:
     try:
         await send(_start(status, headers, trailers=trailers is not None))
-        await send(_part(body, more=False))
+        await send({"type": "http.response.body", "body": body, "more_body": False})
         if trailers is not None:
             await send(_trailers(trailers))
     except Exception as error:  # ASGI 2.4: an OSError after the client has left; servers differ
+        raise ClientGoneError from error
+
+
+async def _send_part(part: bytes, send: Send, *, more: bool) -> None:
+    await _send_event({"type": "http.response.body", "body": part, "more_body": more}, send)
+
+
+async def _send_event(event: dict[str, Any], send: Send) -> None:
+    try:
+        await send(event)
+    except Exception as error:  # as above
         raise ClientGoneError from error
 
 

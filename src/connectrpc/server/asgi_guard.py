@@ -15,20 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.server.asgi_request import ClientGoneError
+from connectrpc.server.handlers import DRAIN_MAX_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Generator
 
     from connectrpc.deadline import Deadline
     from connectrpc.server.asgi_request import RequestBody
 
-__all__ = ["NOT_BEGUN", "Begun", "Guard", "StrayCancellationError", "cancellations"]
+__all__ = ["Guard", "StrayCancellationError", "cancellations"]
 
 # A caller's own clock ends the call at the deadline too, and servers write the head and the body of an answer one after
 # the other. Of one that sets out at that very moment, the caller may take the head and not wait for the body.
 _EXPIRE_AFTER_SECONDS = 0.005
 
-NOT_BEGUN = object()
+_NOT_BEGUN = object()
 """Not None: that is what bare yields give, such as those of ``asyncio.sleep(0)``."""
 
 
@@ -58,18 +59,22 @@ class Guard:
 
     Attributes:
         reason: what has ended the call, or None.
+        sending: whether the task is giving a part of a stream to the server. The deadline does not cancel it there:
+            half of the part may have gone out, and the client would take the end of the stream for the other half.
     """
 
-    __slots__ = ("_body", "_cancelling", "_deadline", "_stopped", "_task", "_timer", "reason")
+    __slots__ = ("_body", "_cancelled", "_cancelling", "_deadline", "_stopped", "_task", "_timer", "reason", "sending")
 
     def __init__(self, deadline: Deadline, body: RequestBody) -> None:
         self._deadline = deadline
         self._body = body
         self._stopped = False
         self._task: asyncio.Task[Any] | None = None
+        self._cancelled = False  # whether we have cancelled the task
         self._cancelling = 0  # how often others have cancelled the task before, without taking it back
         self._timer: asyncio.TimerHandle | None = None
         self.reason: ConnectError | None = None
+        self.sending = False
 
     async def run(self, awaitable: Awaitable[Any]) -> Any:
         """What ``awaitable`` gives. Everything is awaited in here, until ``stop``.
@@ -79,7 +84,7 @@ class Guard:
             ClientGoneError: the client has left meanwhile.
             StrayCancellationError: see there. From Python 3.11 on; before, only where nothing has waited.
         """
-        return await self.go_on(awaitable.__await__(), NOT_BEGUN)
+        return await self.go_on(awaitable.__await__(), _NOT_BEGUN)
 
     async def go_on(self, steps: Generator[Any, Any, Any], pending: Any) -> Any:
         """``run``, for something that has been begun.
@@ -89,7 +94,7 @@ class Guard:
             pending: what that waits for.
         """
         try:
-            result = await Begun(steps, pending, self.watch)
+            result = await _Watched(steps, pending, self)
         except (Exception, asyncio.CancelledError) as error:
             if self.reason is None:
                 if isinstance(error, asyncio.CancelledError) and not self._cancelled_by_others():
@@ -126,20 +131,27 @@ class Guard:
         self._body.stop_watching()
 
     def _expire(self) -> None:
-        self._fire(ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed"))
+        reason = ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
+        if not self.sending:
+            self._fire(reason)
+        elif not self._cancelled and not self._stopped:
+            self.reason = reason
+            # A client that takes nothing so long after the deadline need not be told.
+            self._timer = asyncio.get_running_loop().call_later(DRAIN_MAX_SECONDS, self._fire, ClientGoneError())
 
     def _leave(self) -> None:
         if asyncio.current_task() is not self._task:  # which would learn of it where it reads
             self._fire(ClientGoneError())
 
     def _fire(self, reason: ConnectError) -> None:
-        if self.reason is None and self._task is not None and not self._stopped:
+        if self._task is not None and not self._cancelled and not self._stopped:
             self.reason = reason
+            self._cancelled = True
             self._task.cancel()
 
     def _take_back(self) -> bool:
         """Take our cancellation of the task back; whether somebody else has cancelled it too."""
-        if sys.version_info >= (3, 11):
+        if sys.version_info >= (3, 11) and self._cancelled:
             assert self._task is not None
             self._task.uncancel()
         return self._cancelled_by_others()
@@ -150,30 +162,23 @@ class Guard:
         return cancellations() > self._cancelling if sys.version_info >= (3, 11) else self.reason is None
 
 
-class Begun:
-    """Awaits something that may have been begun by hand.
+class _Watched:
+    """Awaits something, and has the guard watch only if that has to wait."""
 
-    Args:
-        steps: what its ``__await__`` gave.
-        pending: what that waits for, or ``NOT_BEGUN``.
-        watch: called each time that it has to wait.
-    """
+    __slots__ = ("_guard", "_pending", "_steps")
 
-    __slots__ = ("_pending", "_steps", "_watch")
-
-    def __init__(self, steps: Generator[Any, Any, Any], pending: Any, watch: Callable[[], object] | None) -> None:
+    def __init__(self, steps: Generator[Any, Any, Any], pending: Any, guard: Guard) -> None:
         self._steps: Any = steps
         self._pending = pending
-        self._watch = watch
+        self._guard = guard
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        steps, pending, watch = self._steps, self._pending, self._watch
+        steps, pending, guard = self._steps, self._pending, self._guard
         try:
-            if pending is NOT_BEGUN:
+            if pending is _NOT_BEGUN:
                 pending = next(steps)
             while True:
-                if watch is not None:
-                    watch()
+                guard.watch()
                 try:
                     sent = yield pending
                 except BaseException as error:
