@@ -137,8 +137,8 @@ class GrpcServerCall(EnvelopeServerCall):
 
 def is_grpc(head: RequestHead) -> bool:
     """Whether a request is a gRPC call, of whatever method."""
-    name = media_type(head.content_type)
-    return head.http_method == "POST" and (name == GrpcServerMethod.media_type or name.startswith(_WITH_CODEC))
+    name, _, _ = media_type(head.content_type).partition("+")
+    return head.http_method == "POST" and name == GrpcServerMethod.media_type
 
 
 def no_such_method(head: RequestHead) -> WholeResponse:
@@ -148,9 +148,6 @@ def no_such_method(head: RequestHead) -> WholeResponse:
     """
     error = ConnectError(ConnectErrorCode.UNIMPLEMENTED, "there is no such method")
     return _ended(head, [("content-type", GrpcServerMethod.media_type)], status_of(error))
-
-
-_WITH_CODEC = f"{GrpcServerMethod.media_type}+"
 
 
 def _ended(head: RequestHead, headers: HeaderList, status: HeaderList) -> WholeResponse:
