@@ -78,7 +78,8 @@ HTTP_STATUS = {
 }
 
 LEAKS = re.compile(
-    rb"Traceback|File \"|\.py\b|site-packages|/usr/|/home/|\b[A-Z]\w*(Error|Exception|Warning)\b|" + SECRET.encode()
+    rb"Traceback|File \"|\w{3}\.py\b|site-packages|/usr/|/home/|\b[A-Z]\w*(Error|Exception|Warning)\b|"
+    + SECRET.encode()
 )
 """What no answer may hold."""
 

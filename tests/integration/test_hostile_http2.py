@@ -71,7 +71,7 @@ NUMBERS = {
 """The codes that come up."""
 
 LEAKS = re.compile(
-    r"Traceback|File \"|\.py\b|site-packages|/usr/|/home/|\b[A-Z]\w*(Error|Exception|Warning)\b|" + SECRET
+    r"Traceback|File \"|\w{3}\.py\b|site-packages|/usr/|/home/|\b[A-Z]\w*(Error|Exception|Warning)\b|" + SECRET
 )
 """What no answer may hold."""
 
@@ -169,17 +169,20 @@ def failed(*codes: str, messages: int = 0, message: str = "") -> Expectation:
     return expectation
 
 
-def plain(status: int, **headers: str) -> Expectation:
-    """Not an RPC: an answer of HTTP's."""
+def plain(status: int, told: str | None = None, **headers: str) -> Expectation:
+    """Not an RPC: an answer of HTTP's. It may be told in gRPC's terms besides."""
 
     def expectation(stream: H2Stream) -> None:
         assert stream.status == status, stream
         assert stream.ended
-        assert stream.trailer("grpc-status") is None
+        assert stream.trailer("grpc-status") == told
         for name, value in headers.items():
             assert value in (stream.get(name.replace("_", "-")) or ""), stream
 
     return expectation
+
+
+nowhere = plain(404, "12")
 
 
 def refused(stream: H2Stream) -> None:
@@ -317,7 +320,7 @@ def header_cases() -> Iterator[Case]:
     yield Case("a pseudo-header that comes late", [*head(), (":path", ECHO)], HI, either(ok(), refused), ours=False)
     for missing in (":method", ":scheme", ":path"):
         yield Case(f"no {missing}", [pair for pair in head() if pair[0] != missing], HI,
-                   either(ok(), plain(404), plain(405), refused), ours=False)  # fmt: skip
+                   either(ok(), nowhere, plain(404), plain(405), refused), ours=False)  # fmt: skip
     yield Case(
         "no authority", [pair for pair in head() if pair[0] != ":authority"], HI, either(ok(), refused), ours=False
     )
@@ -345,16 +348,16 @@ def path_cases() -> Iterator[Case]:
     for path in (f"{PREFIX}/Nothing", "/", PREFIX, ECHO + "/", "/" + ECHO, ECHO.lower(), "/integration.v1.Nothing/Echo",
                  ECHO + "%00", ECHO + "%20", f"{PREFIX}/%c4%80", f"{PREFIX}/%ff%fe", "/" + "x" * 3000, f"{ECHO}%0d%0ax: y",
                  "/..%2f..%2fetc/passwd", "//"):  # fmt: skip
-        yield Case(f"path {path[:40]!r}", head(path), HI, plain(404))
+        yield Case(f"path {path[:40]!r}", head(path), HI, nowhere)
     # uvicorn makes a task fall over for a path that is not ASCII: see `path.decode("ascii")` in its `handle_request`.
     for path in ("", "*", "x", "http://localhost" + ECHO, f"{PREFIX}/Ech\xf6", f"{PREFIX}/Ec ho", "?", "#"):
-        yield Case(f"path {path[:40]!r}", head(path), HI, either(ok(), plain(404), refused), ours=False)
+        yield Case(f"path {path[:40]!r}", head(path), HI, either(ok(), nowhere, refused), ours=False)
     yield Case("a query", head(ECHO + "?x=y&connect=v1"), HI, ok())
     yield Case("a mount", head("/mounted" + ECHO), HI, ok())
     yield Case("a prefix", head("/prefixed" + ECHO), HI, ok())
     yield Case("not implemented", head(MISSING), HI, failed("unimplemented"))
-    yield Case("nowhere, with 1 MB", head("/nowhere"), bytes(1_000_000), plain(404))
-    yield Case("nowhere, and no end", head("/nowhere"), bytes(1000), plain(404), end=False)
+    yield Case("nowhere, with 1 MB", head("/nowhere"), bytes(1_000_000), nowhere)
+    yield Case("nowhere, and no end", head("/nowhere"), bytes(1000), nowhere, end=False)
     yield Case("415, and no end", head(type="text/plain"), bytes(1000), plain(415), end=False)
     for method in ("GET", "PUT", "DELETE", "OPTIONS", "PATCH"):
         yield Case(f"{method} with gRPC's media type", head(method=method), b"", plain(405, allow="POST"))

@@ -40,8 +40,7 @@ __all__ = [
     "GrpcServerMethod",
     "GrpcStreamClient",
     "GrpcUnaryClient",
-    "is_grpc",
-    "no_such_method",
+    "unserved_status",
 ]
 
 
@@ -132,31 +131,22 @@ class GrpcServerCall(EnvelopeServerCall):
     ) -> WholeResponse:
         if self.head.can_send_trailers:
             return super().fail(error, headers, trailers)
-        return _ended(self.head, self.start(headers).headers, self._status(error, trailers))
+        # "Trailers-Only", as nearly as can be. Elsewhere it is not used: servers end it with an empty part of a body,
+        # and some clients do not take it for what it is then.
+        head = self.start(headers)
+        return WholeResponse(head.status, [*head.headers, *self._status(error, trailers)], b"")
 
 
-def is_grpc(head: RequestHead) -> bool:
-    """Whether a request is a gRPC call, of whatever method."""
-    name, _, _ = media_type(head.content_type).partition("+")
-    return head.http_method == "POST" and name == GrpcServerMethod.media_type
+def unserved_status(head: RequestHead) -> HeaderList | None:
+    """The trailers of the answer to a gRPC call of a method that is not served here; None where there can be none.
 
-
-def no_such_method(head: RequestHead) -> WholeResponse:
-    """The answer to a call of a method that is not served here.
-
-    HTTP's 404 should come to the same, but there are clients that do not make ``unimplemented`` of every server's.
+    HTTP's own status should do. But some servers end its body with an empty frame, of which Go's client makes
+    ``internal``.
     """
-    error = ConnectError(ConnectErrorCode.UNIMPLEMENTED, "there is no such method")
-    return _ended(head, [("content-type", GrpcServerMethod.media_type)], status_of(error))
-
-
-def _ended(head: RequestHead, headers: HeaderList, status: HeaderList) -> WholeResponse:
-    """An answer without messages."""
-    if head.can_send_trailers:
-        return WholeResponse(200, headers, b"", status)
-    # "Trailers-Only", as nearly as can be. Elsewhere it is not used: servers end it with an empty part of a body, and
-    # some clients do not take it for what it is then.
-    return WholeResponse(200, [*headers, *status], b"")
+    name, _, _ = media_type(head.content_type).partition("+")
+    if name != GrpcServerMethod.media_type or not head.can_send_trailers:
+        return None
+    return status_of(ConnectError(ConnectErrorCode.UNIMPLEMENTED, "there is no such method"))
 
 
 class GrpcStreamClient(EnvelopeStreamClient):

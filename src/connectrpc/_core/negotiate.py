@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from connectrpc._core.connect_get import ConnectGetServerCall, parse_query
 from connectrpc._core.connect_stream import ConnectStreamServerMethod
 from connectrpc._core.connect_unary import ConnectUnaryServerMethod
-from connectrpc._core.grpc import GrpcServerMethod, is_grpc, no_such_method
+from connectrpc._core.grpc import GrpcServerMethod, unserved_status
 from connectrpc._core.grpc_web import GrpcWebServerMethod
 from connectrpc._core.http import WholeResponse
 from connectrpc._core.plain import PlainServerMethod
@@ -91,7 +91,10 @@ def negotiate(endpoints: Mapping[str, Endpoint], head: RequestHead) -> tuple[End
     """The endpoint and the call that a request begins; or the answer, when it is no call or one that cannot go on."""
     endpoint = endpoints.get(head.path)
     if endpoint is None:
-        return no_such_method(head) if is_grpc(head) else plain_response(head.http_method, 404, "Not Found")
+        response = plain_response(head.http_method, 404, "Not Found")
+        if head.http_method == "POST":
+            response.trailers = unserved_status(head)
+        return response
     if head.http_method == "POST":
         call = endpoint.call(head)
     elif head.http_method == "GET" and endpoint.by_encoding:
