@@ -230,7 +230,7 @@ def test_while_something_is_sent(method: Any, number: int, caplog: pytest.LogCap
 def test_a_deadline_while_a_message_is_sent(method: Any, client: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that waits for its client may have sent half of a message. The end of the stream does not come behind
     that, but behind the whole message, or not at all."""
-    monkeypatch.setattr(guard_module, "DRAIN_MAX_SECONDS", 60 if client == "leaves" else 0.3)
+    monkeypatch.setattr(guard_module, "_SENDING_MAX_SECONDS", 60 if client == "leaves" else 0.3)
     taken: list[bytes] = []
     cleaned: list[bool] = []
 
@@ -512,8 +512,8 @@ def test_a_cancellation_that_was_caught_before_the_call(method: Any) -> None:
 def test_a_client_that_takes_nothing_holds_no_call_after_its_deadline(
     method: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (asgi_module, guard_module):
-        monkeypatch.setattr(module, "DRAIN_MAX_SECONDS", 0.1)
+    monkeypatch.setattr(asgi_module, "DRAIN_MAX_SECONDS", 0.1)
+    monkeypatch.setattr(guard_module, "_SENDING_MAX_SECONDS", 0.1)
 
     class Stuck(Connection):
         async def send(self, event: Event) -> None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.server.asgi_request import ClientGoneError
-from connectrpc.server.handlers import DRAIN_MAX_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator
@@ -28,6 +27,10 @@ __all__ = ["Guard", "StrayCancellationError", "cancellations"]
 # A caller's own clock ends the call at the deadline too, and servers write the head and the body of an answer one after
 # the other. Of one that sets out at that very moment, the caller may take the head and not wait for the body.
 _EXPIRE_AFTER_SECONDS = 0.005
+
+# How long after the deadline a part of a stream may take that is being sent then. A client that does not take it has
+# left, or need not be told of the deadline; and the handler is held up as long.
+_SENDING_MAX_SECONDS = 2.0
 
 _NOT_BEGUN = object()
 """Not None: that is what bare yields give, such as those of ``asyncio.sleep(0)``."""
@@ -136,8 +139,8 @@ class Guard:
             self._fire(reason)
         elif not self._cancelled and not self._stopped:
             self.reason = reason
-            # A client that takes nothing so long after the deadline need not be told.
-            self._timer = asyncio.get_running_loop().call_later(DRAIN_MAX_SECONDS, self._fire, ClientGoneError())
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(_SENDING_MAX_SECONDS, self._fire, ClientGoneError())
 
     def _leave(self) -> None:
         if asyncio.current_task() is not self._task:  # which would learn of it where it reads
