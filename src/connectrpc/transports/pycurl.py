@@ -98,6 +98,7 @@ class AsyncPycurlTransport:
             raise ValueError(f"this libcurl was built without HTTP/2: {pycurl.version}")
         self.has_trailers = http_version != "1.1"
         self._version = _VERSIONS[http_version]
+        self._trusted = _trusted_file()
         self._configure = configure
         self._connect_timeout_ms = 0 if connect_timeout is None else max(1, round(connect_timeout * 1000))
         self._owns_multi = multi is None
@@ -139,9 +140,8 @@ class AsyncPycurlTransport:
     def _new_handle(self) -> Any:
         curl: Any = pycurl.Curl()
         curl.setopt(pycurl.PROXY, "")
-        trusted = _trusted_file()
-        if trusted is not None:  # pycurl's own is where one distribution of Linux has it
-            curl.setopt(pycurl.CAINFO, trusted)
+        if self._trusted is not None:  # pycurl's own is where one distribution of Linux has it
+            curl.setopt(pycurl.CAINFO, self._trusted)
         if self._configure is not None:
             self._configure(curl)
         curl.setopt(pycurl.HTTP_VERSION, self._version)
