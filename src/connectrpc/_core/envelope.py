@@ -27,6 +27,7 @@ LAST_MAX_BYTES = 64 * 1024
 """How long the envelope that ends an answer may be, however short messages have to be."""
 
 _HEADER = struct.Struct(">BI")
+_unpack_header = _HEADER.unpack_from
 _MAX_LENGTH = 0xFFFFFFFF
 
 
@@ -73,13 +74,15 @@ class EnvelopeReader:
         Raises:
             ConnectError: ``resource_exhausted``, after the envelopes before the one that is too long.
         """
-        size, missing = len(data), self.missing
+        size = len(data)
         # No generator for what servers send a message as, nor for the pieces of a reader that asks for what is missing.
+        if size > HEADER_SIZE and self._length is None and not self._buffered:
+            flags, length = _unpack_header(data)
+            if length == size - HEADER_SIZE and (self._max_bytes is None or length <= self._max_bytes):
+                return ((flags, data[HEADER_SIZE:]),)
+            return self._feed(data)
+        missing = self.missing
         if size > missing:
-            if self.at_boundary:
-                flags, length = _HEADER.unpack_from(data)
-                if length == size - HEADER_SIZE and (self._max_bytes is None or length <= self._max_bytes):
-                    return ((flags, data[HEADER_SIZE:]),)
             return self._feed(data)
         if size < missing:
             keep(self._parts, data)
@@ -109,7 +112,7 @@ class EnvelopeReader:
             if self._length is None and not self._buffered:
                 # What most of a busy stream is: envelopes that are there as a whole.
                 while (start := position + HEADER_SIZE) <= size:
-                    flags, length = _HEADER.unpack_from(data, position)
+                    flags, length = _unpack_header(data, position)
                     stop = start + length
                     if stop > size or (limit is not None and length > limit):
                         break

@@ -239,13 +239,13 @@ _MANY = 16
 class GrpcClientCall(StreamClientCall):
     """The answer to a call of any kind."""
 
-    __slots__ = ("_client", "_envelopes", "_headers", "_messages", "_reader", "_trailers")
+    __slots__ = ("_begun", "_client", "_envelopes", "_headers", "_reader", "_trailers")
 
     def __init__(self, client: GrpcStreamClient) -> None:
         self._client = client
         self._envelopes = EnvelopeReader(client.settings.read_max_bytes, client.last)
         self._headers: HeaderView | None = None
-        self._messages = 0
+        self._begun = False
         self._trailers: HeaderView | None = None
 
     def head(self, status: int, headers: HeaderView) -> None:
@@ -261,9 +261,9 @@ class GrpcClientCall(StreamClientCall):
             for flags, payload in self._envelopes.feed(chunk):
                 if self._trailers is not None:
                     raise ConnectError(ConnectErrorCode.INTERNAL, "a message after the end of the answer")
-                if not flags & ~COMPRESSED:
-                    self._messages += 1
-                    yield read(payload, bool(flags))
+                if flags <= COMPRESSED:
+                    self._begun = True
+                    yield read(payload, flags == COMPRESSED)
                 else:
                     self._take(flags, payload)
         except ConnectError as error:
@@ -286,7 +286,7 @@ class GrpcClientCall(StreamClientCall):
             self._trailers = trailers
         whole = self._envelopes.at_boundary
         said: Any = self._trailers
-        if said is None and not self._messages and whole:
+        if said is None and not self._begun and whole:
             said = self._headers  # "Trailers-Only": they count where nothing else came
         told = said is not None and said.get(STATUS) is not None
         error = _error_in(said) if told else None
@@ -304,7 +304,7 @@ class GrpcClientCall(StreamClientCall):
         if self._headers is not None and self._trailers is not None:
             return _metadata(self._headers, self._trailers)
         headers: CIMultiDict[str] = CIMultiDict(() if self._headers is None else self._headers.items())
-        if STATUS in headers and not self._messages:
+        if STATUS in headers and not self._begun:
             return split_trailers_only(headers.items())
         return headers, CIMultiDict()
 

@@ -56,6 +56,8 @@ class Ending(abc.ABC):
 
     def check(self) -> None:
         """Raise when the call has to end."""
+        if self._reason is None and self.opening.expires_at is None:
+            return
         reason = self.reason()
         if reason is not None:
             raise reason

@@ -400,18 +400,13 @@ class _Response(ChunkedResponse):
         return trailers or None
 
     def read_chunk(self) -> bytes:
-        chunk: Any = None
         try:
             for chunk in self._chunks:
                 if chunk:  # a frame may be empty
-                    break
-            else:
-                chunk = None
+                    return bytes(chunk)  # the messages in it are checked one by one
         except _FAILURES as error:
             self._call.fail(error, answered=True)
         self._call.check()  # a body that was closed looks complete
-        if chunk is not None:
-            return bytes(chunk)
         if self._call.upload is not None and self._call.upload.failure is not None:
             raise self._call.upload.failure
         self._ended = not self._closed
