@@ -12,7 +12,7 @@ import signal
 import client_async
 import client_sync
 
-MODES = ["sync", "async", "sync-httpx", "async-httpx", "sync-pyqwest", "async-pyqwest", "async-pycurl"]
+MODES = [f"{colour}{library}" for library in ("", "-httpx", "-pyqwest", "-pycurl") for colour in ("sync", "async")]
 
 
 def main() -> None:
@@ -36,6 +36,8 @@ def main() -> None:
             client_sync.run(arguments.parallel, client_sync.pyqwest_client)
         case "async-pyqwest":
             asyncio.run(client_async.run(arguments.parallel, client_async.pyqwest_client))
+        case "sync-pycurl":
+            client_sync.run(arguments.parallel, client_sync.pycurl_transport)
         case "async-pycurl":
             asyncio.run(client_async.run(arguments.parallel, client_async.pycurl_transport))
 

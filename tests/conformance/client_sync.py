@@ -1,4 +1,4 @@
-"""The sync client under test, over urllib3, httpx or pyqwest."""
+"""The sync client under test, over urllib3, httpx, pycurl or pyqwest."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from client_calls import (
     httpx_settings,
     is_full_duplex,
     only_message,
+    pycurl_settings,
     pyqwest_settings,
     record,
     timeout_seconds,
@@ -56,11 +57,12 @@ if TYPE_CHECKING:
         UnaryResponse,
     )
     from connectrpc.streams import StreamOutput
+    from connectrpc.transports.pycurl import PycurlTransport
     from connectrpc.unary import UnaryOutput
 
-    _HTTPClient: TypeAlias = PoolManager | httpx.Client | pyqwest.SyncClient
+    _HTTPClient: TypeAlias = PoolManager | httpx.Client | pyqwest.SyncClient | PycurlTransport
 
-__all__ = ["httpx_client", "pool_manager", "pyqwest_client", "run"]
+__all__ = ["httpx_client", "pool_manager", "pycurl_transport", "pyqwest_client", "run"]
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -99,6 +101,12 @@ def pyqwest_client(request: ClientCompatRequest, parallel: int) -> pyqwest.SyncC
     import pyqwest
 
     return pyqwest.SyncClient(pyqwest.SyncHTTPTransport(**pyqwest_settings(request)))
+
+
+def pycurl_transport(request: ClientCompatRequest, parallel: int) -> PycurlTransport:
+    from connectrpc.transports.pycurl import PycurlTransport
+
+    return PycurlTransport(idle_connections=parallel, **pycurl_settings(request))
 
 
 class _HTTPClients:

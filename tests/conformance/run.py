@@ -107,6 +107,7 @@ RUNS = {
     "client-async-httpx": httpx_client("async-httpx"),
     "client-sync-pyqwest": pyqwest_client("sync-pyqwest"),
     "client-async-pyqwest": pyqwest_client("async-pyqwest"),
+    "client-sync-pycurl": pycurl_client("sync-pycurl"),
     "client-async-pycurl": pycurl_client("async-pycurl"),
     "server-gunicorn": server("gunicorn"),
     "server-granian": server("granian"),

@@ -19,8 +19,8 @@ from harness import code_of
 
 pycurl: Any = pytest.importorskip("pycurl")
 
-from connectrpc.transports import pycurl as module  # noqa: E402  it needs the library
 from connectrpc.transports.pycurl import AsyncPycurlTransport  # noqa: E402
+from connectrpc.transports.pycurl import _aio as module  # noqa: E402  it needs the library
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -281,7 +281,7 @@ def test_the_certificates_that_python_trusts(monkeypatch: pytest.MonkeyPatch, tm
     paths = SimpleNamespace(cafile="file" if where == "file" else None, capath=str(tmp_path))
     monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: paths)
     expected = {"file": "file", "beside": str(together), "nowhere": None}[where]
-    options = connect()._new_handle().options
+    options = connect()._handles.new().options
     assert options.get(pycurl.CAINFO) == expected
     assert pycurl.CAPATH not in options
 

@@ -1,19 +1,10 @@
-"""libcurl as an asynchronous transport, by pycurl: HTTP/1.1 and 2, with trailers and full duplex.
-
-The event loop watches libcurl's sockets, and libcurl works where the loop calls it. So a call changes no threads, and a
-cancellation takes effect at once.
-"""
+"""Asynchronous calls: the event loop watches libcurl's sockets, and libcurl works where the loop calls it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
-import re
-import ssl
-import weakref
-from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import pycurl
@@ -22,14 +13,17 @@ from multidict import CIMultiDict
 from connectrpc._core.chain import aclose_messages
 from connectrpc._core.pieces import keep
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.transports._failures import (
-    closed_unanswered,
-    no_connection,
-    reraise,
-    stream_reset,
-    tls_failed,
-    unresolved,
-    untrusted,
+from connectrpc.transports._failures import reraise
+from connectrpc.transports.pycurl._libcurl import (
+    AHEAD_BYTES,
+    Attempts,
+    Handles,
+    Outgoing,
+    broken,
+    coded,
+    fields,
+    inherit,
+    set_request,
 )
 
 if TYPE_CHECKING:
@@ -43,21 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncPycurlTransport"]
 
-_AHEAD_BYTES = 64 * 1024
-"""How far the caller's iterator may be ahead of what is sent, and an answer ahead of who reads it."""
-
 _SPARE_HANDLES = 64
 """How many handles are kept for calls to come: making one costs half as much as a call."""
-
-_SUPPRESS_CONNECT_HEADERS = 265  # pycurl has no name for it
-_NOT_SENT = ["Accept:", "Expect:"]  # what libcurl would add of its own
-
-# No HTTP/3: libcurl's gives up all calls of a connection when one of them ends in the middle of its request.
-_VERSIONS = {
-    None: pycurl.CURL_HTTP_VERSION_2TLS,
-    "1.1": pycurl.CURL_HTTP_VERSION_1_1,
-    "2": pycurl.CURL_HTTP_VERSION_2_PRIOR_KNOWLEDGE,
-}
 
 
 class AsyncPycurlTransport:
@@ -92,26 +73,19 @@ class AsyncPycurlTransport:
         configure: Callable[[pycurl.Curl], object] | None = None,
         connect_timeout: float | None = None,
     ) -> None:
-        if http_version not in _VERSIONS:
-            raise ValueError(f"http_version {http_version!r} is neither '1.1' nor '2'")
-        if http_version != "1.1" and not pycurl.version_info()[4] & pycurl.VERSION_HTTP2:
-            raise ValueError(f"this libcurl was built without HTTP/2: {pycurl.version}")
-        self.has_trailers = http_version != "1.1"
-        self._version = _VERSIONS[http_version]
-        self._trusted = _trusted_file()
-        self._configure = configure
-        self._connect_timeout_ms = 0 if connect_timeout is None else max(1, round(connect_timeout * 1000))
+        self._handles = Handles(http_version, configure, connect_timeout)
+        self.has_trailers = self._handles.has_trailers
         self._owns_multi = multi is None
         self._multi: Any = multi
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = os.getpid()
         self._spare: list[Any] = []
         if multi is not None:
-            _multis.add(multi)
+            inherit(multi)
 
     async def send(self, request: HTTPRequest, body: bytes | AsyncIterator[bytes] | None) -> _Response:
         multi = self._find_multi()
-        exchange = _Exchange(multi, self._spare.pop() if self._spare else self._new_handle(), self._spare, body)
+        exchange = _Exchange(multi, self._spare.pop() if self._spare else self._handles.new(), self._spare, body)
         try:
             exchange.begin(request)
             await exchange.wait_for_head()
@@ -134,23 +108,8 @@ class AsyncPycurlTransport:
         elif self._multi is not None and self._loop is not None and not self._loop.is_closed():
             raise RuntimeError("this AsyncPycurlTransport belongs to another event loop: make one for each")
         self._multi = pycurl.AsyncCurlMulti()
-        _multis.add(self._multi)
+        inherit(self._multi)
         self._loop = loop
-
-    def _new_handle(self) -> Any:
-        curl: Any = pycurl.Curl()
-        curl.setopt(pycurl.PROXY, "")
-        if self._trusted is not None:  # pycurl's own is where one distribution of Linux has it
-            curl.setopt(pycurl.CAINFO, self._trusted)
-        if self._configure is not None:
-            self._configure(curl)
-        curl.setopt(pycurl.HTTP_VERSION, self._version)
-        curl.setopt(pycurl.PIPEWAIT, 1)  # for a connection that is being made and may have room for more calls
-        curl.setopt(pycurl.CONNECTTIMEOUT_MS, self._connect_timeout_ms)
-        curl.setopt(pycurl.NOSIGNAL, 1)
-        curl.setopt(pycurl.PATH_AS_IS, 1)
-        curl.setopt(_SUPPRESS_CONNECT_HEADERS, 1)  # what a proxy says is not the answer
-        return curl
 
     async def aclose(self) -> None:
         """Close what the transport has made. Calls that are under way end as ``canceled``."""
@@ -170,35 +129,6 @@ class AsyncPycurlTransport:
     ) -> None:
         await self.aclose()
 
-
-def _trusted_file() -> str | None:
-    """The file with the certificates that Python trusts."""
-    trusted = ssl.get_default_verify_paths()
-    if trusted.cafile is None and trusted.capath is not None:
-        # Some distributions have all of them in one file beside the others. As ``CAPATH`` they would be trusted beside
-        # what a user names as ``CAINFO``.
-        together = os.path.join(trusted.capath, "ca-certificates.crt")
-        return together if os.path.exists(together) else None
-    return trusted.cafile
-
-
-_multis: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Those of this process, and of the one that it was forked from."""
-
-
-def _keep_inherited() -> None:
-    """Keep for good, in a child process, what it has inherited.
-
-    The connections are the parent's as well. Whenever libcurl closes one it says so to the server, also at the end of
-    the process, when everything that Python itself refers to is collected.
-    """
-    for multi in _multis:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(multi))
-    _multis.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keep_inherited)
 
 _CALLBACKS = (pycurl.PREREQFUNCTION, pycurl.READFUNCTION, pycurl.HEADERFUNCTION, pycurl.WRITEFUNCTION)
 
@@ -224,7 +154,6 @@ class _Exchange:
     """
 
     __slots__ = (
-        "_attempted",
         "_bare",
         "_curl",
         "_ended",
@@ -253,14 +182,13 @@ class _Exchange:
         self._spare = spare
         self._ended: asyncio.Future[Any] | None = None
         self._process = os.getpid()
-        self._attempted = False
         self._paused = 0
         self._bare = False  # whether no white space has been put around values
         self._lines: list[bytes] = []  # of the head that is coming, and then of the trailers
         self._received: Pieces = []
         self._received_bytes = 0
         self._wanted: float = 1  # how many bytes are worth a wake-up
-        self._most: float = _AHEAD_BYTES  # how many may be here before more of them have to wait
+        self._most: float = AHEAD_BYTES  # how many may be here before more of them have to wait
         self._waiter: asyncio.Future[None] | None = None
         self._error: BaseException | None = None
         self.status: int | None = None
@@ -270,16 +198,8 @@ class _Exchange:
 
     def begin(self, request: HTTPRequest) -> None:
         curl = self._curl
-        curl.setopt(pycurl.URL, request.url.encode())
-        # By a semicolon in place of the colon libcurl knows a header that is to be sent without a value.
-        headers = [f"{name}: {value}" if value else f"{name};" for name, value in request.headers]
-        curl.setopt(pycurl.HTTPHEADER, headers + _NOT_SENT)
-        if request.method == "GET":
-            curl.setopt(pycurl.HTTPGET, 1)
-        else:
-            curl.setopt(pycurl.POST, 1)
-            curl.setopt(pycurl.POSTFIELDSIZE_LARGE, self.upload.length)
-        curl.setopt(pycurl.PREREQFUNCTION, self._attempt)
+        set_request(curl, request, self.upload.length)
+        curl.setopt(pycurl.PREREQFUNCTION, Attempts().allow)
         curl.setopt(pycurl.READFUNCTION, self.upload.read)
         curl.setopt(pycurl.HEADERFUNCTION, self._head)
         curl.setopt(pycurl.WRITEFUNCTION, self._write)
@@ -288,12 +208,6 @@ class _Exchange:
         self.upload.begin()
 
     # What libcurl calls. It must not be called from there, but by ``pause``.
-
-    def _attempt(self, *_addresses: object) -> int:
-        # libcurl sends a request once more when a connection that it had kept turns out to be closed, and cannot know
-        # whether the server has seen it.
-        again, self._attempted = self._attempted, True
-        return int(pycurl.PREREQFUNC_ABORT if again else pycurl.PREREQFUNC_OK)
 
     def _head(self, line: bytes) -> None:
         if self.status is not None or line.strip():
@@ -304,7 +218,7 @@ class _Exchange:
         if status >= 200:  # others are interim
             self.status = status
             self._bare = lines[0].startswith(b"HTTP/2")
-            self.headers = _fields(lines[1:], bare=self._bare)
+            self.headers = fields(lines[1:], bare=self._bare)
             # A little later: most of what there is comes with the head, and can be read in the same go.
             self.loop.call_soon(self._wake)
 
@@ -353,10 +267,10 @@ class _Exchange:
             if ended.cancelled():
                 self._error = ConnectError(ConnectErrorCode.CANCELED, "the client was closed")
             elif error is not None:
-                self._error = _coded(error, curl, answered=self.status is not None)
+                self._error = coded(error, curl, answered=self.status is not None)
                 self._error.__cause__ = error
             elif self.status is None:  # libcurl sees nothing wrong in that
-                self._error = _broken("it ended in the head of the answer")
+                self._error = broken("it ended in the head of the answer")
             else:
                 self.done = True
             self.upload.stop()
@@ -390,7 +304,7 @@ class _Exchange:
 
     def trailers(self) -> CIMultiDict[str] | None:
         """Those of HTTP itself; None before the end, and where there were none."""
-        return (_fields(self._lines, bare=self._bare) or None) if self.done else None
+        return (fields(self._lines, bare=self._bare) or None) if self.done else None
 
     async def wait_for_head(self) -> None:
         while self.status is None:
@@ -432,23 +346,7 @@ class _Exchange:
         reraise(self._error)
 
 
-def _fields(lines: list[bytes], *, bare: bool) -> CIMultiDict[str]:
-    """The headers or trailers in lines of HTTP/1, which libcurl gives for all versions.
-
-    Args:
-        lines: what libcurl gives.
-        bare: whether they have come over HTTP/2, where white space around a value is part of it, but for a space that
-            libcurl puts behind the colon.
-    """
-    fields: CIMultiDict[str] = CIMultiDict()
-    for line in lines:
-        name, colon, value = line.decode("utf-8", "surrogateescape").partition(":")
-        if colon:
-            fields.add(name, value[1:].rstrip("\r\n") if bare else value.strip())
-    return fields
-
-
-class _Upload:
+class _Upload(Outgoing):
     """A request's body.
 
     One in parts is read by a task of its own, with the caller's context variables. A generator ends with that task.
@@ -458,13 +356,11 @@ class _Upload:
         finished: whether the caller's iterator has come to its end.
     """
 
-    __slots__ = ("_exchange", "_offset", "_parts", "_ready", "_ready_bytes", "_room", "_task", "finished", "length")
+    __slots__ = ("_exchange", "_parts", "_room", "_task", "length")
 
     def __init__(self, body: bytes | AsyncIterator[bytes] | None, exchange: _Exchange) -> None:
+        super().__init__()
         self._exchange = exchange
-        self._ready: deque[bytes] = deque()
-        self._ready_bytes = 0
-        self._offset = 0  # how much of the first piece has been taken
         self._parts: AsyncIterator[bytes] | None = None
         self._task: asyncio.Task[None] | None = None
         self._room: asyncio.Future[None] | None = None
@@ -472,10 +368,9 @@ class _Upload:
             self.finished = True
             self.length = 0
             if body:
-                self.length = self._ready_bytes = len(body)
-                self._ready.append(body)
+                self.length = len(body)
+                self.put(body)
         else:
-            self.finished = False
             self.length = -1
             self._parts = body
 
@@ -484,7 +379,7 @@ class _Upload:
             self._task = self._exchange.loop.create_task(self._fill(self._parts))
 
     def stop(self) -> None:
-        self._ready.clear()
+        self.clear()
         if self._task is not None:
             self._task.cancel()
 
@@ -496,10 +391,9 @@ class _Upload:
                         break
                     if not part:  # which would be the end to libcurl
                         continue
-                    self._ready.append(part)
-                    self._ready_bytes += len(part)
+                    self.put(part)
                     self._exchange.go_on_sending()
-                    if self._ready_bytes >= _AHEAD_BYTES:
+                    if self.full:
                         self._room = self._exchange.loop.create_future()
                         await self._room
             finally:
@@ -515,26 +409,12 @@ class _Upload:
 
     def read(self, size: int) -> bytes | int:
         """What libcurl is to send next, at most ``size`` bytes."""
-        ready = self._ready
-        if not ready:
-            return b"" if self.finished else self._exchange.pause_sending()
-        pieces: list[bytes] = []
-        left = size
-        while ready and left:
-            piece = ready[0]
-            end = self._offset + left
-            taken = piece[self._offset : end]
-            if end >= len(piece):
-                ready.popleft()
-                self._offset = 0
-            else:
-                self._offset = end
-            pieces.append(taken)
-            left -= len(taken)
-        self._ready_bytes -= size - left
-        if self._room is not None and self._ready_bytes < _AHEAD_BYTES and not self._room.done():
+        taken = self.take(size)
+        if taken is None:
+            return self._exchange.pause_sending()
+        if self._room is not None and not self.full and not self._room.done():
             self._room.set_result(None)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return taken
 
 
 class _Response:
@@ -570,70 +450,7 @@ class _Response:
             self.close()
 
     async def read_chunk(self) -> bytes:
-        return await self._exchange.read(1, _AHEAD_BYTES)
+        return await self._exchange.read(1, AHEAD_BYTES)
 
     def close(self) -> None:
         self._exchange.close()
-
-
-# libcurl's numbers, as far as they say more than that a connection failed. pycurl has not names for all of them.
-_UNRESOLVED = (pycurl.E_COULDNT_RESOLVE_HOST, pycurl.E_COULDNT_RESOLVE_PROXY)
-_NOT_CONNECTED = (pycurl.E_COULDNT_CONNECT, pycurl.E_SSL_CONNECT_ERROR, 97)  # the last is a proxy's
-_NOT_HTTP = (pycurl.E_UNSUPPORTED_PROTOCOL, 8)
-_UNANSWERED = (
-    pycurl.E_GOT_NOTHING,
-    pycurl.E_SEND_ERROR,
-    pycurl.E_RECV_ERROR,
-    # What comes of not sending it again.
-    pycurl.E_SEND_FAIL_REWIND,
-    pycurl.E_ABORTED_BY_CALLBACK,
-)
-_HTTP2_STREAM = 92
-
-_REASONS = {
-    pycurl.E_HTTP2: "it does not keep to HTTP/2",
-    pycurl.E_PARTIAL_FILE: "it ended in the middle of the answer",
-    pycurl.E_SEND_ERROR: "it takes no more of the request",
-    pycurl.E_RECV_ERROR: "it ended in the middle of the answer",
-    _HTTP2_STREAM: "it does not keep to HTTP/2",
-}
-
-
-def _coded(error: BaseException, curl: Any, *, answered: bool) -> ConnectError:
-    """What a failure of libcurl's is to the caller, before or after the head of the answer has come.
-
-    libcurl's texts are looked at where nothing else tells, but not passed on: they name hosts.
-    """
-    number, text = error.args if len(error.args) == 2 else (None, "")  # else it is pycurl's own
-    if number == pycurl.E_PEER_FAILED_VERIFICATION:
-        if "subject name" in text:
-            return untrusted("it is for another host")
-        problem = re.search(r"SSL certificate (?:problem|OpenSSL verify result): (.+?)(?: \(\d+\))?$", text)
-        return untrusted(problem[1] if problem else "it cannot be verified")
-    alert = re.search(r"SSL routines::([^,]+)", text)
-    if alert is not None and "unexpected eof" not in alert[1]:
-        return tls_failed(alert[1])
-    if number in _UNRESOLVED:
-        return unresolved()
-    if number in _NOT_CONNECTED:
-        return no_connection(OSError(curl.getinfo(pycurl.OS_ERRNO), ""))
-    if number == pycurl.E_OPERATION_TIMEDOUT:
-        if text.startswith("Operation"):
-            return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own timeout has passed")
-        return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
-    reset = re.search(r"\(err(?:or)? (\w+)", text)  # in hexadecimal or, in older versions, in decimal
-    if number == _HTTP2_STREAM and reset is not None:
-        return stream_reset(int(reset[1], 0))
-    if number == _HTTP2_STREAM and "closed cleanly, but" in text:
-        return stream_reset(0)
-    if text.startswith(("CONNECT tunnel failed", "Proxy CONNECT aborted")):
-        return no_connection(error)
-    if number in _NOT_HTTP:
-        return ConnectError(ConnectErrorCode.UNAVAILABLE, "what the server answers is not HTTP")
-    if number in _UNANSWERED and not answered:
-        return closed_unanswered()
-    return _broken(_REASONS.get(number, "libcurl failed" if number is None else f"libcurl's error {number}"))
-
-
-def _broken(reason: str) -> ConnectError:
-    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {reason}")

@@ -1,0 +1,12 @@
+"""libcurl as a transport, by pycurl: HTTP/1.1 and 2, with trailers and full duplex.
+
+libcurl works in the thread, or in the event loop, whose call it is: so a call changes no threads, and a cancellation
+takes effect at once.
+"""
+
+from __future__ import annotations
+
+from connectrpc.transports.pycurl._aio import AsyncPycurlTransport
+from connectrpc.transports.pycurl._sync import PycurlTransport
+
+__all__ = ["AsyncPycurlTransport", "PycurlTransport"]
