@@ -67,10 +67,20 @@ def _transport(kind: Any) -> Any:
 
 
 def ours_sync(port: int) -> dict[str, SyncCall]:
-    import bench_pb2_connect
     import pyqwest
 
-    http_client = pyqwest.SyncClient(_transport(pyqwest.SyncHTTPTransport))
+    return _ours_sync(port, pyqwest.SyncClient(_transport(pyqwest.SyncHTTPTransport)))
+
+
+def ours_sync_pycurl(port: int) -> dict[str, SyncCall]:
+    from connectrpc.transports.pycurl import PycurlTransport
+
+    return _ours_sync(port, PycurlTransport(http_version="2"))
+
+
+def _ours_sync(port: int, http_client: Any) -> dict[str, SyncCall]:
+    import bench_pb2_connect
+
     client = bench_pb2_connect.BenchServiceClient(f"http://127.0.0.1:{port}", http_client, protocol="grpc")
 
     def upload(size: str) -> tuple[int, int]:
@@ -108,7 +118,7 @@ def _ours_async(port: int, http_client: Any) -> dict[str, AsyncCall]:
     }
 
 
-async def ours_pycurl(port: int) -> dict[str, AsyncCall]:
+async def ours_async_pycurl(port: int) -> dict[str, AsyncCall]:
     from connectrpc.transports.pycurl import AsyncPycurlTransport
 
     return _ours_async(port, AsyncPycurlTransport(http_version="2"))
@@ -273,68 +283,107 @@ async def floor_async(port: int) -> dict[str, AsyncCall]:
     return {"unary": unary, "download": receive("download"), "upload": upload, "echo": receive("echo")}
 
 
-async def floor_pycurl(port: int) -> dict[str, AsyncCall]:
+def _curl(port: int, path: str) -> Any:
+    """A handle for calls of one method."""
+    import pycurl
+
+    curl: Any = pycurl.Curl()
+    curl.setopt(pycurl.URL, f"http://127.0.0.1:{port}{path}")
+    curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2_PRIOR_KNOWLEDGE)
+    curl.setopt(pycurl.PIPEWAIT, 1)
+    curl.setopt(pycurl.HTTPHEADER, [*(f"{name}: {value}" for name, value in HEADERS), "expect:"])
+    curl.setopt(pycurl.POST, 1)
+    return curl
+
+
+def _curl_call(curl: Any, body: bytes | Iterator[bytes], write: Callable[[bytes], object]) -> Callable[[], None]:
+    """Set the next call of a handle up. What is returned checks it afterwards."""
+    import pycurl
+
+    if isinstance(body, bytes):
+        curl.setopt(pycurl.POSTFIELDS, body)
+    else:
+        curl.setopt(pycurl.POSTFIELDSIZE_LARGE, -1)
+        curl.setopt(pycurl.READFUNCTION, Reader(body).read)
+    lines: list[bytes] = []
+    curl.setopt(pycurl.HEADERFUNCTION, lines.append)
+    curl.setopt(pycurl.WRITEFUNCTION, write)
+
+    def check() -> None:
+        _check(curl.getinfo(pycurl.RESPONSE_CODE), {"grpc-status": "0"} if b"grpc-status: 0\r\n" in lines else {})
+
+    return check
+
+
+class Counter:
+    """Counts the messages of an answer as it comes."""
+
+    def __init__(self) -> None:
+        self._cut = Cutter().cut
+        self.found = (0, 0)
+
+    def write(self, data: bytes) -> None:
+        chunks, size = _counted(self._cut(data))
+        self.found = (self.found[0] + chunks, self.found[1] + size)
+
+
+def floor_sync_pycurl(port: int) -> dict[str, SyncCall]:
+    curls = {path: _curl(port, path) for path in (work.GREET_PATH, *PATHS.values())}
+
+    def perform(path: str, body: bytes | Iterator[bytes], write: Callable[[bytes], object]) -> None:
+        check = _curl_call(curls[path], body, write)
+        curls[path].perform()
+        check()
+
+    def unary(size: str) -> bench_pb2.GreetResponse:
+        parts: list[bytes] = []
+        perform(work.GREET_PATH, _message(work.GREETINGS[size].SerializeToString()), parts.append)
+        return bench_pb2.GreetResponse.FromString(b"".join(parts)[5:])
+
+    def upload(size: str) -> tuple[int, int]:
+        parts: list[bytes] = []
+        perform(PATHS["upload"], _begun("upload", GRPC_SHAPES[size]), parts.append)
+        return _answered(b"".join(parts))
+
+    def receive(kind: str) -> SyncCall:
+        def call(size: str) -> tuple[int, int]:
+            counter = Counter()
+            perform(PATHS[kind], _begun(kind, GRPC_SHAPES[size]), counter.write)
+            return counter.found
+
+        return call
+
+    return {"unary": unary, "download": receive("download"), "upload": upload, "echo": receive("echo")}
+
+
+async def floor_async_pycurl(port: int) -> dict[str, AsyncCall]:
     import pycurl
 
     multi = pycurl.AsyncCurlMulti()
-    headers = [f"{name}: {value}" for name, value in HEADERS]
-    base = f"http://127.0.0.1:{port}"
+    spare: dict[str, list[Any]] = {path: [] for path in (work.GREET_PATH, *PATHS.values())}
 
-    def prepared(path: str) -> Any:
-        curl: Any = pycurl.Curl()
-        curl.setopt(pycurl.URL, base + path)
-        curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2_PRIOR_KNOWLEDGE)
-        curl.setopt(pycurl.PIPEWAIT, 1)
-        curl.setopt(pycurl.HTTPHEADER, [*headers, "expect:"])
-        curl.setopt(pycurl.POST, 1)
-        return curl
-
-    def send(curl: Any, body: bytes | Iterator[bytes]) -> None:
-        if isinstance(body, bytes):
-            curl.setopt(pycurl.POSTFIELDS, body)
-        else:
-            curl.setopt(pycurl.POSTFIELDSIZE_LARGE, -1)
-            curl.setopt(pycurl.READFUNCTION, Reader(body).read)
-
-    async def perform(curl: Any, write: Callable[[bytes], object]) -> None:
-        lines: list[bytes] = []
-        curl.setopt(pycurl.HEADERFUNCTION, lines.append)
-        curl.setopt(pycurl.WRITEFUNCTION, write)
+    async def perform(path: str, body: bytes | Iterator[bytes], write: Callable[[bytes], object]) -> None:
+        curl = spare[path].pop() if spare[path] else _curl(port, path)
+        check = _curl_call(curl, body, write)
         await multi.perform(curl)
-        _check(curl.getinfo(pycurl.RESPONSE_CODE), {"grpc-status": "0"} if b"grpc-status: 0\r\n" in lines else {})
-
-    spare: list[Any] = []
+        check()
+        spare[path].append(curl)
 
     async def unary(size: str) -> bench_pb2.GreetResponse:
-        curl = spare.pop() if spare else prepared(work.GREET_PATH)
-        send(curl, _message(work.GREETINGS[size].SerializeToString()))
         parts: list[bytes] = []
-        await perform(curl, parts.append)
-        spare.append(curl)
+        await perform(work.GREET_PATH, _message(work.GREETINGS[size].SerializeToString()), parts.append)
         return bench_pb2.GreetResponse.FromString(b"".join(parts)[5:])
 
     async def upload(size: str) -> tuple[int, int]:
-        curl = prepared(PATHS["upload"])
-        send(curl, _begun("upload", GRPC_SHAPES[size]))
         parts: list[bytes] = []
-        await perform(curl, parts.append)
+        await perform(PATHS["upload"], _begun("upload", GRPC_SHAPES[size]), parts.append)
         return _answered(b"".join(parts))
 
     def receive(kind: str) -> AsyncCall:
         async def call(size: str) -> tuple[int, int]:
-            curl = prepared(PATHS[kind])
-            send(curl, _begun(kind, GRPC_SHAPES[size]))
-            cut = Cutter().cut
-            chunks = length = 0
-
-            def write(data: bytes) -> None:
-                nonlocal chunks, length
-                more, longer = _counted(cut(data))
-                chunks += more
-                length += longer
-
-            await perform(curl, write)
-            return chunks, length
+            counter = Counter()
+            await perform(PATHS[kind], _begun(kind, GRPC_SHAPES[size]), counter.write)
+            return counter.found
 
         return call
 
@@ -400,12 +449,18 @@ def async_task(
     return lambda seconds: loop.run_until_complete(run(seconds))
 
 
-SYNC = {"ours-sync": ours_sync, "floor-sync": floor_sync, "grpcio-sync": grpcio_sync}
+SYNC = {
+    "ours-sync": ours_sync,
+    "ours-sync-pycurl": ours_sync_pycurl,
+    "floor-sync": floor_sync,
+    "floor-sync-pycurl": floor_sync_pycurl,
+    "grpcio-sync": grpcio_sync,
+}
 ASYNC = {
     "ours-async": ours_async,
-    "ours-pycurl": ours_pycurl,
+    "ours-async-pycurl": ours_async_pycurl,
     "floor-async": floor_async,
-    "floor-pycurl": floor_pycurl,
+    "floor-async-pycurl": floor_async_pycurl,
     "grpcio-async": grpcio_async,
 }
 

@@ -49,13 +49,15 @@ class Case:
 SERVER = ("ours", "floor", "grpcio-aio", "grpcio-threads")
 SYNC = ("ours-sync", "floor-sync", "grpcio-sync")
 ASYNC = ("ours-async", "floor-async", "grpcio-async")
-PYCURL = ("ours-pycurl", "floor-pycurl", "grpcio-async")
+SYNC_PYCURL = ("ours-sync-pycurl", "floor-sync-pycurl", "grpcio-sync")
+ASYNC_PYCURL = ("ours-async-pycurl", "floor-async-pycurl", "grpcio-async")
 
 _GROUPS = (
     ("server", SERVER, grpc_server_side),
     ("sync", SYNC, grpc_client_side),
     ("async", ASYNC, grpc_client_side),
-    ("pycurl", PYCURL, grpc_client_side),
+    ("sync-pycurl", SYNC_PYCURL, grpc_client_side),
+    ("async-pycurl", ASYNC_PYCURL, grpc_client_side),
 )
 
 CASES = tuple(

@@ -26,9 +26,9 @@ from typing_extensions import Self
 
 from connectrpc.client import CancelToken
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.transports.pycurl import AsyncPycurlTransport
+from connectrpc.transports.pycurl import AsyncPycurlTransport, PycurlTransport
 
-from colours import COLOURS, AsyncColour, Colour
+from colours import COLOURS, AsyncColour, Colour, SyncColour
 from helpers import Background, Usage, black_hole, settles
 from integration_pb2 import CountRequest, CountResponse, EchoRequest, EchoResponse, PingRequest, SumRequest
 from rawhttp import HOST, RawServer, envelope
@@ -52,9 +52,12 @@ SLOW = 5.0
 """What ought to be there at once may take so many seconds on a busy machine."""
 
 
-@pytest.fixture(params=[*COLOURS, "pycurl"])
+PYCURL = ("sync-pycurl", "async-pycurl")
+
+
+@pytest.fixture(params=[*COLOURS, *PYCURL])
 def colour(request: pytest.FixtureRequest) -> str:
-    """Both clients on pyqwest, and an asynchronous one on pycurl."""
+    """Both clients on pyqwest, and both on pycurl."""
     return str(request.param)
 
 
@@ -63,8 +66,8 @@ def connect(
     colour: str, url: str, protocol: str = "grpc", *, version: str = "HTTP/2", options: Any = None, **settings: Any
 ) -> Iterator[Colour]:
     """A client upon either library, with nothing done behind its back."""
-    if colour == "pycurl":
-        with connect_pycurl(url, protocol, version=version, options=options, **settings) as curl_client:
+    if colour in PYCURL:
+        with connect_pycurl(colour, url, protocol, version=version, options=options, **settings) as curl_client:
             yield curl_client
         return
     plain = {"follow_redirects": False, "enable_gzip": False, "enable_brotli": False, "enable_zstd": False}
@@ -89,19 +92,31 @@ def connect(
 
 @contextlib.contextmanager
 def connect_pycurl(
-    url: str, protocol: str, *, version: str, options: Any, tls_ca_cert: bytes | None = None, **settings: Any
-) -> Iterator[AsyncColour]:
+    colour: str,
+    url: str,
+    protocol: str,
+    *,
+    version: str,
+    options: Any,
+    tls_ca_cert: bytes | None = None,
+    **settings: Any,
+) -> Iterator[Colour]:
     def configure(curl: pycurl.Curl) -> None:
         if tls_ca_cert is not None:
             curl.setopt(pycurl.CAINFO_BLOB, tls_ca_cert)
 
     settings = {"http_version": "2" if version == "HTTP/2" else "1.1", "configure": configure, **settings}
-    transport = AsyncPycurlTransport(**settings)
-    client = AsyncColour(url, http_client=transport, **{"protocol": protocol, **(options or {})})
+    more = {"protocol": protocol, **(options or {})}
+    if colour == "sync-pycurl":
+        with PycurlTransport(**settings) as transport, SyncColour(url, http_client=transport, **more) as sync_client:
+            yield sync_client
+        return
+    atransport = AsyncPycurlTransport(**settings)
+    client = AsyncColour(url, http_client=atransport, **more)
     try:
         yield client
     finally:
-        client.run(_close(transport))
+        client.run(_close(atransport))
         client.close()
 
 
@@ -163,7 +178,7 @@ def where(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 @pytest.mark.parametrize("protocol", ["connect", "grpc-web", "grpc"])
 def test_calls_of_all_kinds(colour: str, where: tuple[str, dict[str, Any]], version: str, protocol: str) -> None:
     url, settings = where
-    if (colour, protocol, version) == ("pycurl", "grpc", "HTTP/1.1"):
+    if colour in PYCURL and (protocol, version) == ("grpc", "HTTP/1.1"):
         with pytest.raises(ValueError, match="trailers"), connect(colour, url, protocol, version=version, **settings):
             pass
         return
@@ -368,7 +383,7 @@ def test_nobody_listens(colour: str) -> None:
             assert error is not None
             assert error.code is Code.UNAVAILABLE
             assert "Connection refused" in error.message
-            assert isinstance(error.__cause__, pycurl.error if colour == "pycurl" else ConnectionError)
+            assert isinstance(error.__cause__, pycurl.error if colour in PYCURL else ConnectionError)
 
 
 def test_connecting_takes_too_long(colour: str) -> None:
@@ -584,7 +599,7 @@ MISBEHAVIOUR: dict[str, tuple[Script, set[Code]]] = {
 def test_misbehaviour(colour: str, script: Script, codes: set[Code], call: str) -> None:
     """It is an error, with a code, at once; and the next call goes well."""
     options: dict[str, Any] = {}
-    if colour == "pycurl" and codes == set(Code):
+    if colour in PYCURL and codes == set(Code):
         # libcurl may see that a server breaks HTTP/2 only when that says more.
         options["timeout"] = 0.5
     with Misbehaving(script) as server, connect(colour, server.url) as client:
@@ -596,7 +611,7 @@ def test_misbehaviour(colour: str, script: Script, codes: set[Code], call: str) 
             assert error.code in codes, error
         server.behaves.set()
         error = error_of(client, call, **options)
-        if error is not None and colour == "pycurl":
+        if error is not None and colour in PYCURL:
             let_libcurl_look()
             error = error_of(client, call)
         assert error is None
@@ -647,7 +662,7 @@ def test_what_was_refused_is_sent_again(colour: str) -> None:
                 behave(peer, stream)
 
         with connect(colour, server.url) as client:
-            if colour == "pycurl":
+            if colour in PYCURL:
                 error = error_of(client, "unary")
                 assert error is not None
                 assert error.code is Code.UNAVAILABLE
@@ -701,16 +716,20 @@ def test_deadlines(colour: str, script: Script, call: str) -> None:
         assert error_of(client, call) is None
 
 
+@pytest.mark.parametrize("library", ["pyqwest", "pycurl"])
 @pytest.mark.parametrize("script", STALLS.values(), ids=STALLS.keys())
-def test_tokens(script: Script) -> None:
-    """A token ends a synchronous call in every state."""
-    from integration_pb2_connect import ProbeServiceClient
+def test_tokens(script: Script, library: str) -> None:
+    """A token ends a synchronous call in every state. Over pycurl the server is told at once."""
+    seen: list[H2Stream] = []
 
-    with (
-        Misbehaving(script) as server,
-        pyqwest.SyncHTTPTransport(http_version=pyqwest.HTTPVersion.HTTP2, follow_redirects=False) as transport,
-    ):
-        client = ProbeServiceClient(server.url, pyqwest.SyncClient(transport), protocol="grpc")
+    def noting(peer: H2Peer, stream: H2Stream) -> None:
+        seen.append(stream)
+        script(peer, stream)
+
+    colour = "sync" if library == "pyqwest" else "sync-pycurl"
+    with Misbehaving(noting) as server, connect(colour, server.url) as either:
+        assert isinstance(either, SyncColour)
+        client = either.client
         calls: list[Callable[[CancelToken], object]] = [
             lambda token: client.echo(EchoRequest(), cancel=token),
             lambda token: list(client.count(CountRequest(), cancel=token)),
@@ -724,6 +743,8 @@ def test_tokens(script: Script) -> None:
             with pytest.raises(ConnectError) as raised:
                 background.result(SLOW)
             assert raised.value.code is Code.CANCELED
+            if library == "pycurl":
+                assert settles(lambda: seen[-1].reset is not None)
         server.behaves.set()
         assert client.echo(EchoRequest(text="on")).request.text == "on"
 
@@ -810,7 +831,7 @@ def test_a_server_that_dies_takes_all_its_calls_along(colour: str) -> None:
         assert [message.number for message in streamed.messages] == [1]
         assert streamed.error is not None
         assert streamed.error.code is Code.UNAVAILABLE
-        if colour == "pycurl":
+        if colour in PYCURL:
             let_libcurl_look()
         server.behaves.set()
         assert client.text() == "hi"

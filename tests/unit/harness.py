@@ -499,6 +499,8 @@ def exchange(
 class MemoryResponse:
     """An answer that is already here, given in parts of ``size`` bytes."""
 
+    uploaded = True
+
     def __init__(self, answer: Answer, size: int) -> None:
         self.status = answer.status
         self.headers: Any = answer.headers

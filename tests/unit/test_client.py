@@ -545,6 +545,7 @@ class Rereading:
         self.status, self.headers, self.trailers = response.status, response.headers, response.trailers
         self.interrupt, self.check = response.interrupt, response.check
         self.close, self.read = response.close, response.read
+        self.uploaded = response.uploaded
 
     def read_chunk(self) -> bytes:
         self._on_read()
@@ -615,6 +616,25 @@ def test_a_stream_that_is_forgotten() -> None:
         break
     gc.collect()
     assert made.transport.responses[0].closed
+
+
+def test_a_blocking_answer_that_is_complete_before_the_request_is() -> None:
+    """As for asynchronous clients, below."""
+
+    class Unfinished(MemoryResponse):
+        uploaded = False
+
+        def read_chunk(self) -> bytes:
+            chunk = super().read_chunk()
+            assert chunk, "it would wait"
+            return chunk
+
+    transport = MemoryTransport(canned(200, STREAM_PROTO, b""))
+    answer = Answer(200, [("content-type", STREAM_PROTO)], replies("a") + OK)
+    transport.send = lambda *args, **kwargs: Unfinished(answer, 10)  # type: ignore[method-assign]
+    caller = SyncClient("http://h", transport)._caller
+    assert [message.file_name for message in caller.bidi_stream(BIDI, [ask()])] == ["a"]
+    assert caller.client_stream(CLIENT, [ask()]).file_name == "a"
 
 
 # Async alone

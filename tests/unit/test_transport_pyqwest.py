@@ -607,10 +607,11 @@ def test_a_token_outlives_its_calls() -> None:
 
 
 def test_threads_are_used_again() -> None:
+    most = max(2, len(helpers()))  # those of other tests wait for more to do
     for _ in range(20):
         send(connect(Server(Answer())), cancel=CancelToken()).close()
-        eventually(lambda: len(helpers()) <= 2)
-    assert len(helpers()) <= 2
+        eventually(lambda: len(helpers()) <= most)
+    assert len(helpers()) <= most
 
 
 def helpers() -> list[threading.Thread]:

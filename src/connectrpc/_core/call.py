@@ -437,9 +437,15 @@ class StreamClient(abc.ABC):
 
 
 class StreamClientCall(abc.ABC):
-    """The answer to one streaming call: ``head``, any number of ``feed``, ``feed_end``."""
+    """The answer to one streaming call: ``head``, any number of ``feed``, ``feed_end``.
+
+    Attributes:
+        complete: whether the server has said how the stream went, so that only the end of the body may still come.
+    """
 
     __slots__ = ()
+
+    complete: bool
 
     @abc.abstractmethod
     def head(self, status: int, headers: HeaderView) -> None:
@@ -457,10 +463,14 @@ class StreamClientCall(abc.ABC):
             ConnectError: after the messages before the fault.
         """
 
-    @property
-    @abc.abstractmethod
-    def complete(self) -> bool:
-        """Whether the server has said how the stream went, so that only the end of the body may still come."""
+    def ends_early(self, uploaded: bool) -> bool:
+        """Whether not to wait for the end of the body: the server may be waiting for that of a request, which nobody
+        reads any more.
+
+        Args:
+            uploaded: whether all of the request has been sent.
+        """
+        return self.complete and not uploaded
 
     @abc.abstractmethod
     def feed_end(self, trailers: HeaderView | None) -> None:

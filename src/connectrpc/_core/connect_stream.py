@@ -97,13 +97,13 @@ class ConnectStreamClient(EnvelopeStreamClient):
 class ConnectStreamClientCall(StreamClientCall):
     """The answer to a streaming call."""
 
-    __slots__ = ("_client", "_ended", "_envelopes", "_error", "_headers", "_reader", "_trailers")
+    __slots__ = ("_client", "_envelopes", "_error", "_headers", "_reader", "_trailers", "complete")
 
     def __init__(self, client: ConnectStreamClient) -> None:
         self._client = client
         self._envelopes = EnvelopeReader(client.settings.read_max_bytes, client.last)
         self._headers: HeaderView | None = None
-        self._ended = False
+        self.complete = False
         self._error: ConnectError | None = None
         self._trailers: CIMultiDict[str] = CIMultiDict()
 
@@ -118,10 +118,10 @@ class ConnectStreamClientCall(StreamClientCall):
         try:
             read = self._reader.read
             for flags, payload in self._envelopes.feed(chunk):
-                if self._ended:
+                if self.complete:
                     raise ConnectError(ConnectErrorCode.INTERNAL, "a message after the end of the stream")
-                if not flags & ~COMPRESSED:
-                    yield read(payload, bool(flags))
+                if flags <= COMPRESSED:
+                    yield read(payload, flags == COMPRESSED)
                 elif flags & ~COMPRESSED == END_STREAM:
                     self._end(self._reader.decompress_last(payload) if flags & COMPRESSED else payload)
                 else:
@@ -129,18 +129,14 @@ class ConnectStreamClientCall(StreamClientCall):
         except ConnectError as error:
             raise self._told(error)  # noqa: B904  it is the same error
 
-    @property
-    def complete(self) -> bool:
-        return self._ended
-
     def _end(self, payload: bytes) -> None:
-        self._ended = True
+        self.complete = True
         self._error, self._trailers = end_stream_from_json(payload)
 
     def feed_end(self, trailers: HeaderView | None = None) -> None:  # noqa: ARG002  the last message has them
         if not self._envelopes.at_boundary:
             raise self._told(ConnectError(ConnectErrorCode.INTERNAL, "the stream broke off in the middle of a message"))
-        if not self._ended:
+        if not self.complete:
             raise self._told(ConnectError(ConnectErrorCode.INTERNAL, "the stream broke off without saying how it went"))
         error, self._error = self._error, None
         if error is not None:

@@ -239,7 +239,7 @@ _MANY = 16
 class GrpcClientCall(StreamClientCall):
     """The answer to a call of any kind."""
 
-    __slots__ = ("_begun", "_client", "_envelopes", "_headers", "_reader", "_trailers")
+    __slots__ = ("_begun", "_client", "_envelopes", "_headers", "_reader", "_trailers", "complete")
 
     def __init__(self, client: GrpcStreamClient) -> None:
         self._client = client
@@ -247,6 +247,7 @@ class GrpcClientCall(StreamClientCall):
         self._headers: HeaderView | None = None
         self._begun = False
         self._trailers: HeaderView | None = None
+        self.complete = False
 
     def head(self, status: int, headers: HeaderView) -> None:
         self._headers = headers
@@ -259,7 +260,7 @@ class GrpcClientCall(StreamClientCall):
         try:
             read = self._reader.read
             for flags, payload in self._envelopes.feed(chunk):
-                if self._trailers is not None:
+                if self.complete:
                     raise ConnectError(ConnectErrorCode.INTERNAL, "a message after the end of the answer")
                 if flags <= COMPRESSED:
                     self._begun = True
@@ -276,10 +277,6 @@ class GrpcClientCall(StreamClientCall):
             ConnectError: ``internal``: the protocol has nothing but messages, or not this.
         """
         raise ConnectError(ConnectErrorCode.INTERNAL, f"a message with the unknown flags {flags:#04x}")
-
-    @property
-    def complete(self) -> bool:
-        return self._trailers is not None
 
     def feed_end(self, trailers: HeaderView | None = None) -> None:
         if self._trailers is None and trailers is not None and any(True for _ in trailers.items()):

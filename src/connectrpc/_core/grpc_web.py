@@ -97,6 +97,7 @@ class GrpcWebClientCall(GrpcClientCall):
         if flags & ~COMPRESSED != TRAILERS:
             super()._take(flags, payload)
         self._trailers = _trailers(self._reader.decompress_last(payload) if flags & COMPRESSED else payload)
+        self.complete = True
 
 
 def _trailers(block: bytes) -> CIMultiDict[str]:

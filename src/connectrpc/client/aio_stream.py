@@ -145,10 +145,7 @@ class Stream(StreamOutcome, AsyncStreamOutput[T]):
 
 async def next_chunk(call: StreamClientCall, response: AsyncResponse) -> bytes:
     """The next bytes of an answer; none at its end."""
-    if call.complete and not response.uploaded:
-        # The server may be waiting for the end of a request that nobody reads any more.
-        return b""
-    return await response.read_chunk()
+    return b"" if call.ends_early(response.uploaded) else await response.read_chunk()
 
 
 async def messages_of(stream: AsyncStreamOutput[T], response: Response) -> AsyncIterator[T]:

@@ -30,11 +30,16 @@ def receive(call: StreamClientCall, response: SyncResponse) -> Iterator[Any]:
     Raises:
         ConnectError: what the server ended it with, or why it broke off.
     """
-    while chunk := response.read_chunk():
+    while chunk := _next_chunk(call, response):
         for message in call.feed(chunk):
             response.check()
             yield message
     call.feed_end(response.trailers)
+
+
+def _next_chunk(call: StreamClientCall, response: SyncResponse) -> bytes:
+    """The next bytes of an answer; none at its end."""
+    return b"" if call.ends_early(response.uploaded) else response.read_chunk()
 
 
 _NONE = object()
@@ -102,7 +107,7 @@ class Stream(StreamOutcome, StreamOutput[T]):
                 return None
             self._reading = True
         try:
-            chunk = self._response.read_chunk()
+            chunk = _next_chunk(self._call, self._response)
         finally:
             self._reading = False
         if self._closed:  # looked at after that was set, as who closes does it the other way round

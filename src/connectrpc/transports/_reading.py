@@ -14,9 +14,13 @@ __all__ = ["AsyncChunkedResponse", "ChunkedResponse"]
 
 
 class ChunkedResponse(abc.ABC):
-    """A ``SyncResponse`` whose ``read`` is made of ``read_chunk``."""
+    """A ``SyncResponse`` whose ``read`` is made of ``read_chunk``, and whose end waits for no request."""
 
     __slots__ = ()
+
+    @property
+    def uploaded(self) -> bool:
+        return True
 
     @abc.abstractmethod
     def read_chunk(self) -> bytes: ...

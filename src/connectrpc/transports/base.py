@@ -50,6 +50,11 @@ class SyncResponse(Protocol):
         A transport that can has the attribute ``has_trailers``, which is true."""
         ...
 
+    @property
+    def uploaded(self) -> bool:
+        """Whether all of the request has been sent, if the end of the answer waits for that; else true."""
+        ...
+
     def read(self, limit: int | None) -> bytes:
         """The whole body, and its connection back to where it came from. Beyond ``limit`` bytes at least one more is
         given, and the connection is dropped."""

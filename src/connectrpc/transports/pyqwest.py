@@ -286,8 +286,8 @@ class _Upload:
         """Read parts, and a few ahead. A generator ends with it, in the same thread."""
         self._read_parts(parts)
         try:
-            close_messages(parts)
-        except Exception:  # the call is over, and has its outcome
+            self._context.run(close_messages, parts)
+        except BaseException:  # the call is over, and has its outcome
             _logger.exception("a request iterator failed while it was closed")
 
     def _read_parts(self, parts: Iterator[bytes]) -> None:

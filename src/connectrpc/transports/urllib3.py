@@ -321,6 +321,7 @@ class _Response:
     __slots__ = ("_chunks", "_guard", "_response", "headers", "status")
 
     trailers = None  # the library does not tell
+    uploaded = True
 
     def __init__(self, response: Any, guard: _Guard | None) -> None:
         self._response = response

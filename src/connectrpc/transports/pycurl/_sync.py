@@ -23,8 +23,8 @@ from multidict import CIMultiDict
 
 from connectrpc._core.chain import close_messages
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.transports._ending import Ending
-from connectrpc.transports._failures import reraise
+from connectrpc.transports._ending import LONGEST_WAIT, Ending
+from connectrpc.transports._failures import no_connection, reraise
 from connectrpc.transports._reading import ChunkedResponse
 from connectrpc.transports._waiting import Helper
 from connectrpc.transports.pycurl._libcurl import (
@@ -120,17 +120,29 @@ class PycurlTransport:
     ) -> _Exchange:
         if self._idle_forks != _forks:
             self._idle, self._idle_forks = {}, _forks
+        known = self._idle
         server = request.url[: request.url.find("/", len("https://"))]
-        idle = self._idle.get(server) or self._idle.setdefault(server, _Idle(self._idle_max))
-        exchange = _Exchange(idle, body, deadline, opening, cancel)
+        idle = known.get(server) or known.setdefault(server, _Idle(self._idle_max))
+        if known is not self._idle:  # the transport was closed meanwhile
+            idle.close()
+        upload = None if body is None or isinstance(body, bytes) else _Upload(body)
+        exchange = _Exchange(idle, upload, deadline, opening, cancel)
         try:
             exchange.check()
-            exchange.open(idle.take() or _Session(self._handles.new()), request)
+            session = idle.take() or self._new_session()
+            exchange.open(session, request, body if isinstance(body, bytes) else b"")
         except BaseException:
             exchange.close()
             raise
         exchange.opening = deadline
         return exchange
+
+    def _new_session(self) -> _Session:
+        curl = self._handles.new()
+        try:
+            return _Session(curl)
+        except OSError as error:
+            raise no_connection(error) from error
 
     def close(self) -> None:
         """Close what the transport has opened. Connections of calls that are under way are closed when these are over.
@@ -138,7 +150,7 @@ class PycurlTransport:
         It may be used again.
         """
         idle, self._idle = self._idle, {}
-        for sessions in idle.values():
+        for sessions in list(idle.values()):
             sessions.close()
 
     def __enter__(self) -> Self:
@@ -166,11 +178,9 @@ class _Select:
     def unregister(self, fd: int) -> None:
         del self._wanted[fd]
 
-    def poll(self, milliseconds: float | None) -> list[tuple[int, int]]:
+    def poll(self, milliseconds: float) -> list[tuple[int, int]]:
         read, write = ([fd for fd, events in self._wanted.items() if events & kind] for kind in (_READ, _WRITE))
-        readable, writable, failed = select.select(
-            read, write, write, None if milliseconds is None else milliseconds / 1000
-        )
+        readable, writable, failed = select.select(read, write, write, milliseconds / 1000)
         found = dict.fromkeys(readable, _READ)
         for fd in (*writable, *failed):
             found[fd] = found.get(fd, 0) | _WRITE
@@ -178,30 +188,24 @@ class _Select:
 
 
 class _Watch:
-    """What libcurl waits for.
+    """The sockets that libcurl waits for.
 
     Attributes:
-        poll: for its sockets.
-        expires_at: when it wants to be called though nothing has happened, on the monotonic clock, or None.
+        poll: for them.
     """
 
-    __slots__ = ("expires_at", "poll")
+    __slots__ = ("poll",)
 
     def __init__(self) -> None:
         self.poll: Any = select.poll() if hasattr(select, "poll") else _Select()
-        self.expires_at: float | None = None
 
     def socket(self, what: int, fd: int, _multi: object, _data: object) -> None:
         """libcurl's ``SOCKETFUNCTION``."""
         if what != pycurl.POLL_REMOVE:
-            self.poll.register(fd, _EVENTS[what])
+            self.poll.register(fd, _EVENTS.get(what, 0))
         else:
             with contextlib.suppress(KeyError):
                 self.poll.unregister(fd)
-
-    def timer(self, milliseconds: int) -> None:
-        """libcurl's ``TIMERFUNCTION``."""
-        self.expires_at = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
 
 
 class _Idle:
@@ -221,10 +225,12 @@ class _Idle:
             return None
 
     def put(self, session: _Session) -> None:
-        if len(self._sessions) < self._most:
-            self._sessions.append(session)
-        else:
+        if len(self._sessions) >= self._most:
             session.close()
+            return
+        self._sessions.append(session)
+        if not self._most:  # it was closed meanwhile
+            self.close()
 
     def close(self) -> None:
         self._most = 0
@@ -235,7 +241,8 @@ class _Idle:
 class _Session:
     """A handle of libcurl's and its connection, for one call after another.
 
-    One thread at a time uses it, but for ``wake``.
+    One thread at a time uses it, but for ``wake``. What a signal handler raises in a function that libcurl calls leaves
+    by ``step``, as pycurl passes it on, but for timers, whose function therefore is none of Python's own.
 
     Args:
         curl: the handle.
@@ -251,13 +258,14 @@ class _Session:
         "_act",
         "_attached",
         "_busy",
+        "_expires_at",
         "_forks",
         "_multi",
         "_poll",
+        "_timers",
         "_waker",
         "_waker_fd",
         "_waking",
-        "_watch",
         "attempts",
         "curl",
         "paused",
@@ -273,7 +281,9 @@ class _Session:
         self._busy = False
         self.attempts = Attempts()
         curl.setopt(pycurl.PREREQFUNCTION, self.attempts.allow)
-        self._watch = watch = _Watch()
+        watch = _Watch()
+        self._timers: list[int] = []  # milliseconds from now on, of which the last counts; -1 for none
+        self._expires_at: float | None = None
         self._waker, self._waking = socket.socketpair()
         self._waker.setblocking(False)
         self._waking.setblocking(False)
@@ -284,7 +294,7 @@ class _Session:
         self._act = self._multi.socket_action
         inherit(self._multi)
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, watch.socket)
-        self._multi.setopt(pycurl.M_TIMERFUNCTION, watch.timer)
+        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._timers.append)
 
     @property
     def inherited(self) -> bool:
@@ -292,25 +302,31 @@ class _Session:
 
     def begin(self) -> None:
         """Have libcurl take up the request."""
+        self._busy = True
         self.attempts.begun = False
         self.paused = 0
-        self.running = self._attached = True
         self._multi.add_handle(self.curl)
+        self.running = self._attached = True
+        self._busy = False
+        _in_use.add(self)
 
     def step(self, timeout: float | None) -> None:
         """Have libcurl do what there is to do, or wait for that, until ``wake`` or for so many seconds."""
-        watch = self._watch
-        expires_at = watch.expires_at
         self._busy = True
-        if expires_at is not None:
-            left = expires_at - time.monotonic()
+        if self._timers:
+            milliseconds = self._timers[-1]
+            self._timers.clear()
+            self._expires_at = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
+        if self._expires_at is not None:
+            left = self._expires_at - time.monotonic()
             if left <= 0:
-                watch.expires_at = None
+                self._expires_at = None
                 self.running = self._act(pycurl.SOCKET_TIMEOUT, 0)[1] > 0
                 self._busy = False
                 return
             timeout = left if timeout is None else min(left, timeout)
-        for fd, events in self._poll(None if timeout is None else timeout * 1000):
+        timeout = LONGEST_WAIT if timeout is None else min(timeout, LONGEST_WAIT)
+        for fd, events in self._poll(timeout * 1000):
             if fd == self._waker_fd:
                 with contextlib.suppress(BlockingIOError):
                     self._waker.recv(4096)
@@ -332,72 +348,88 @@ class _Session:
     def go_on(self, direction: int) -> None:
         """Have libcurl take up what was paused."""
         if self.paused & direction:
-            self.paused &= ~direction
-            self.curl.pause(self.paused)
+            self._pause(self.paused & ~direction)
 
     def hold_back(self) -> None:
         """Have libcurl receive no more for now."""
         if not self.paused & pycurl.PAUSE_RECV:
-            self.paused |= pycurl.PAUSE_RECV
-            self.curl.pause(self.paused)
+            self._pause(self.paused | pycurl.PAUSE_RECV)
+
+    def _pause(self, directions: int) -> None:
+        self._busy = True
+        self.paused = directions
+        self.curl.pause(directions)
+        self._busy = False
 
     def outcome(self) -> pycurl.error | None:
         """How the request ended, when libcurl is done with it."""
         _, _, failed = self._multi.info_read()
-        self.end()
+        self._end()
         return pycurl.error(*failed[0][1:]) if failed else None
 
-    def end(self) -> None:
-        """Have libcurl leave the request. Over HTTP/2 its stream is reset, else its connection is closed."""
+    def _end(self) -> None:
         if self._attached:
+            busy, self._busy = self._busy, True
             self.running = self._attached = False
             self._multi.remove_handle(self.curl)
+            self._busy = busy
+
+    def leave(self) -> None:
+        """Have the server told, if it knows of the request, that the call is over.
+
+        Over HTTP/2 its stream is reset, else its connection is closed.
+        """
+        if self.attempts.begun:
+            self._end()
 
     def hand_back(self, idle: _Idle) -> None:
         """The call is over. Another may use the session from now on."""
-        if self.inherited:
-            return
+        _in_use.discard(self)
         if self._attached and not self.attempts.begun:
             # libcurl may be looking up the server's name, and would wait for that.
             with contextlib.suppress(ConnectError):
-                Helper.start_task(self._abort)
+                Helper.start_task(self.close)
                 return
-        self.end()
         if self._busy:  # it was left in the middle of something
             self.close()
             return
+        self._end()
         self.curl.setopt(pycurl.READFUNCTION, _nothing)  # which keeps the request
         idle.put(self)
 
-    def _abort(self) -> None:
-        self.end()
-        self.close()
-
     def close(self) -> None:
         if not self.inherited:
+            with contextlib.suppress(pycurl.error):  # whatever has become of it
+                self._end()
             self._multi.close()
             self.curl.close()
         self._waker.close()
         self._waking.close()
 
 
+_in_use: set[_Session] = set()
+"""Kept here, lest the garbage collector take a session apart together with the stream that will give it back."""
+
+
 def _nothing(_: int) -> bytes:
     return b""
 
 
-_ROOM_SECONDS = 0.01
+_AWAY_SECONDS = 0.01
+"""How long nobody has waited for an answer when another thread stands in for whoever does."""
 
 
 class _Exchange(Ending, ChunkedResponse):
     """A request and its answer.
 
-    Whoever has the turn may let libcurl work: the thread that waits for the answer or, while there is none and the
-    request has to go on, the one that reads the request's parts. What others want done, they ask for; whoever has the
-    turn does it, or they do it themselves where nobody has.
+    Whoever has the turn may let libcurl work: the thread that waits for the answer or, where there is none for a while
+    and the request has to go on, one that stands in for it. What others want done, they ask for; whoever has the turn
+    does it, or they do it themselves where nobody has.
     """
 
     __slots__ = (
         "_asked",
+        "_away",
         "_bare",
         "_claimed",
         "_closed",
@@ -407,10 +439,11 @@ class _Exchange(Ending, ChunkedResponse):
         "_lines",
         "_received",
         "_session",
+        "_stands_in",
         "_trailers",
         "_turn",
         "_upload",
-        "_whole",
+        "_watched",
         "headers",
         "status",
     )
@@ -418,16 +451,18 @@ class _Exchange(Ending, ChunkedResponse):
     def __init__(
         self,
         idle: _Idle,
-        body: bytes | Iterator[bytes] | None,
+        upload: _Upload | None,
         deadline: Deadline,
         opening: Deadline,
         cancel: CancelToken | None,
     ) -> None:
         super().__init__(deadline, opening, cancel)
         self._idle = idle
-        self._whole = body if isinstance(body, bytes) else b""
-        self._upload = None if body is None or isinstance(body, bytes) else _Upload(body, self)
+        self._upload = upload
         self._turn = threading.Lock()
+        self._away = threading.Event()
+        self._watched = False  # whether the one who stands in waits for that event
+        self._stands_in = False
         self._asked = False
         self._claimed = False
         self._closed = False
@@ -442,25 +477,33 @@ class _Exchange(Ending, ChunkedResponse):
         self.headers: CIMultiDict[str] = CIMultiDict()
         self.heed_token()
 
-    def open(self, session: _Session, request: HTTPRequest) -> None:
-        """Send the request, and wait for the head of the answer."""
-        self._session = session
+    def open(self, session: _Session, request: HTTPRequest, body: bytes) -> None:
+        """Send the request, and wait for the head of the answer.
+
+        Args:
+            session: what it has to itself from now on.
+            request: the request.
+            body: its body, where that is not in parts.
+        """
         curl, upload = session.curl, self._upload
-        set_request(curl, request, len(self._whole) if upload is None else -1)
-        # But for that of a request in parts libcurl calls no function of Python's own for these: one in which an
-        # exception is raised for a signal would end the call, and nobody would learn of the signal.
-        curl.setopt(pycurl.READFUNCTION, io.BytesIO(self._whole).read if upload is None else upload.read)
-        curl.setopt(pycurl.HEADERFUNCTION, self._lines.append)
-        curl.setopt(pycurl.WRITEFUNCTION, self._received.append)
-        self._take_turn()
         try:
-            session.begin()
-            if upload is not None:
-                upload.begin()
-            while not self.status:
-                self._advance(session)
+            with self._turn:
+                self._session = session
+                self.check()
+                set_request(curl, request, len(body) if upload is None else -1)
+                read = io.BytesIO(body).read if upload is None else functools.partial(upload.read, session)
+                curl.setopt(pycurl.READFUNCTION, read)
+                curl.setopt(pycurl.HEADERFUNCTION, self._lines.append)
+                curl.setopt(pycurl.WRITEFUNCTION, self._received.append)
+                session.begin()
+                if upload is not None:
+                    upload.begin(self)
+                while not self.status:
+                    self._advance(session)
+        except pycurl.error as error:
+            raise _failed(error) from error
         finally:
-            self._give_turn()
+            self._left()
 
     # What is for whoever has the turn.
 
@@ -476,7 +519,14 @@ class _Exchange(Ending, ChunkedResponse):
         if self._asked:
             self._attend()
         else:
-            session.step(self.opening.remaining())
+            self._step(session, self.opening.remaining())
+
+    def _step(self, session: _Session, timeout: float | None) -> None:
+        try:
+            session.step(timeout)
+        except pycurl.error as error:
+            self._error = _failed(error)
+        else:
             self._note(session)
 
     def _note(self, session: _Session) -> None:
@@ -494,8 +544,12 @@ class _Exchange(Ending, ChunkedResponse):
         else:
             self._done = True
             self._trailers = fields(self._lines, bare=self._bare)
+        self._end_upload()
+
+    def _end_upload(self) -> None:
         if self._upload is not None:
             self._upload.stop()
+            self._away.set()
 
     def _find_head(self) -> None:
         lines = self._lines
@@ -519,47 +573,68 @@ class _Exchange(Ending, ChunkedResponse):
         if session is None or session.inherited:
             return
         if self.is_over:
-            session.end()
-            if self._upload is not None:
-                self._upload.stop()
-            if self._closed:
-                self._session = None
+            self._end_upload()
+            if not self._closed:
+                session.leave()
+            else:
+                self._received.clear()
+                self._session = self._error = None
                 session.hand_back(self._idle)
         else:
-            session.go_on(pycurl.PAUSE_SEND)
-            session.step(0)
-            self._note(session)
+            self._go_on(session, pycurl.PAUSE_SEND)
+            self._step(session, 0)
 
-    def make_room(self, upload: _Upload) -> None:
-        """Wait until libcurl has taken enough of the request, or the call is over."""
-        while upload.full and not self.is_over:
-            session = self._session
-            if self._claimed or session is None or not self._turn.acquire(blocking=False):
-                upload.wait_for_room(_ROOM_SECONDS)
+    def _go_on(self, session: _Session, direction: int) -> None:
+        try:
+            session.go_on(direction)
+        except pycurl.error as error:
+            self._error = _failed(error)
+
+    def _stand_in(self) -> None:
+        """Let libcurl work whenever nobody has waited for the answer for a while, until the call is over."""
+        try:
+            while not self.is_over:
+                time.sleep(_AWAY_SECONDS)
+                if self._turn.acquire(blocking=False):
+                    try:
+                        self._work()
+                    finally:
+                        self._turn.release()
+                        self._given()
+                    continue
+                self._away.clear()
+                self._watched = True
+                if self._turn.locked() and not self.is_over:  # else nobody might set it
+                    self._away.wait()
+        except BaseException as error:
+            self.fail(_failed(error) if isinstance(error, pycurl.error) else error)
+
+    def _work(self) -> None:
+        session = self._session
+        while session is not None and not self.is_over and not self._claimed:
+            if self._asked:
+                self._attend()
                 continue
-            try:
-                while upload.full and not self.is_over and not self._claimed:
-                    if self._asked:
-                        self._attend()
-                        continue
-                    if sum(map(len, self._received)) >= AHEAD_BYTES:
-                        session.hold_back()
-                    session.step(None)
-                    self._note(session)
-            finally:
-                self._give_turn()
+            if sum(map(len, self._received)) >= AHEAD_BYTES:
+                session.hold_back()
+            self._step(session, self.opening.remaining())
+            if self.reason() is not None:  # of the deadline the server is told, too
+                self._asked = True
 
-    def _take_turn(self) -> None:
-        if not self._turn.acquire(blocking=False):
-            self._claimed = True
-            session = self._session
-            if session is not None:
-                session.wake()
-            self._turn.acquire()
-            self._claimed = False
+    def _left(self) -> None:
+        """Who waited for the answer has given the turn, and the request may have to go on without."""
+        self._claimed = False
+        self._given()
+        if self._upload is not None and not self._stands_in and not self.is_over:
+            self._stands_in = True
+            with contextlib.suppress(ConnectError):  # it can do without
+                Helper.start_task(self._stand_in)
 
-    def _give_turn(self) -> None:
-        self._turn.release()
+    def _given(self) -> None:
+        """The turn has just been given."""
+        if self._watched:
+            self._watched = False
+            self._away.set()
         if self._asked:
             self._settle()
 
@@ -571,8 +646,6 @@ class _Exchange(Ending, ChunkedResponse):
 
     def ask(self) -> None:
         """Have it seen to that the call is over, or that the request goes on."""
-        if self._asked:
-            return  # whoever has asked sees to it
         self._asked = True
         self._settle()
         if self._asked:
@@ -580,12 +653,20 @@ class _Exchange(Ending, ChunkedResponse):
             if session is not None:
                 session.wake()
 
+    def ask_to_send(self) -> None:
+        """Have it seen to that the request goes on."""
+        if not self._asked:  # else whoever has asked sees to it, and many parts cost one change of threads
+            self.ask()
+
     def _settle(self) -> None:
         while self._asked and self._turn.acquire(blocking=False):
             try:
                 self._attend()
             finally:
                 self._turn.release()
+            if self._watched:
+                self._watched = False
+                self._away.set()
 
     def fail(self, error: BaseException) -> None:
         """End the call, and have whoever waits in it raise ``error``."""
@@ -601,37 +682,52 @@ class _Exchange(Ending, ChunkedResponse):
     # The answer.
 
     @property
+    def uploaded(self) -> bool:
+        return self._upload is None or self._upload.finished
+
+    @property
     def trailers(self) -> CIMultiDict[str] | None:
         """Those of HTTP itself; None before the end of the body, and when there were none."""
         return self._trailers or None
 
     def read_chunk(self) -> bytes:
         session, received = self._session, self._received
-        assert session is not None
+        if session is None:
+            raise self.reason() or ConnectError(ConnectErrorCode.CANCELED, "the call was closed")
         if session.inherited:  # the turn may be one's that is not here
             raise ConnectError(ConnectErrorCode.UNAVAILABLE, "the call is of the process that this one was forked from")
-        self._take_turn()
+        self._claimed = True
+        if self._turn.locked():
+            session.wake()
         try:
-            while True:
-                if received:
-                    chunk = received[0] if len(received) == 1 else b"".join(received)
-                    received.clear()
-                    if self._upload is not None and not self.is_over:
-                        session.go_on(pycurl.PAUSE_RECV)
-                    if chunk:
-                        return chunk
-                if self._done:
-                    return b""
-                self._advance(session)
+            with self._turn:
+                self._claimed = False
+                while True:
+                    if received:
+                        chunk = received[0] if len(received) == 1 else b"".join(received)
+                        received.clear()
+                        if self._upload is not None and not self.is_over:
+                            self._go_on(session, pycurl.PAUSE_RECV)
+                        if chunk:
+                            return chunk
+                    if self._done:
+                        return b""
+                    self._advance(session)
         finally:
-            self._give_turn()
+            self._left()
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._received.clear()
             self.finish()
             self.ask()
+
+
+def _failed(error: pycurl.error) -> ConnectError:
+    """What it is to the caller that pycurl has failed, and no request."""
+    failure = broken("libcurl failed")
+    failure.__cause__ = error
+    return failure
 
 
 _BLANK = (b"\r\n", b"\n")
@@ -640,16 +736,15 @@ _BLANK = (b"\r\n", b"\n")
 class _Upload(Outgoing):
     """A request body in parts, read in a thread of its own. A generator ends with it, in the same thread."""
 
-    __slots__ = ("_context", "_exchange", "_parts", "_room")
+    __slots__ = ("_context", "_parts", "_room")
 
-    def __init__(self, parts: Iterator[bytes], exchange: _Exchange) -> None:
+    def __init__(self, parts: Iterator[bytes]) -> None:
         super().__init__()
         self._parts: Iterator[bytes] | None = parts
-        self._exchange = exchange
         self._context = contextvars.copy_context()
         self._room = threading.Event()
 
-    def begin(self) -> None:
+    def begin(self, exchange: _Exchange) -> None:
         """Begin to read.
 
         Raises:
@@ -657,44 +752,38 @@ class _Upload(Outgoing):
         """
         parts, self._parts = self._parts, None
         assert parts is not None
-        Helper.start_task(functools.partial(self._fill, parts))
+        Helper.start_task(functools.partial(self._fill, exchange, parts))
 
-    def _fill(self, parts: Iterator[bytes]) -> None:
-        exchange = self._exchange
+    def _fill(self, exchange: _Exchange, parts: Iterator[bytes]) -> None:
         try:
             while not exchange.is_over:
                 part = self._context.run(next, parts, None)
                 if part is None:
                     self.finished = True
-                    exchange.ask()
+                    exchange.ask_to_send()
                     break
                 if part:  # else it would be the end to libcurl
                     self.put(part)
-                    exchange.ask()
-                    if self.full:
-                        exchange.make_room(self)
+                    exchange.ask_to_send()
+                    while self.full and not exchange.is_over:
+                        self._room.wait()
+                        self._room.clear()
         except BaseException as error:
             exchange.fail(error)
         try:
-            close_messages(parts)
-        except Exception:  # the call is over, and has its outcome
+            self._context.run(close_messages, parts)
+        except BaseException:  # the call is over, and has its outcome
             _logger.exception("a request iterator failed while it was closed")
 
-    def read(self, size: int) -> bytes | int:
+    def read(self, session: _Session, size: int) -> bytes | int:
         """What libcurl is to send next, at most ``size`` bytes."""
         taken = self.take(size)
         if taken is None:
-            session = self._exchange._session
-            assert session is not None
             session.paused |= pycurl.PAUSE_SEND
             return int(pycurl.READFUNC_PAUSE)
         if not self.full:
             self._room.set()
         return taken
-
-    def wait_for_room(self, seconds: float) -> None:
-        self._room.wait(seconds)
-        self._room.clear()
 
     def stop(self) -> None:
         """The call is over: read no more."""
