@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "causes",
+    "client_timed_out",
     "closed_unanswered",
+    "connected_too_late",
+    "connection_failed",
     "no_connection",
     "reraise",
     "stream_reset",
@@ -88,6 +91,20 @@ def no_connection(error: BaseException) -> ConnectError:
     # Not the library's own text: it may name hosts, and a service that called another may pass the error on.
     reason = "" if number is None else f": {os.strerror(number)}"
     return ConnectError(ConnectErrorCode.UNAVAILABLE, f"no connection to the server can be made{reason}")
+
+
+def connected_too_late() -> ConnectError:
+    return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
+
+
+def client_timed_out() -> ConnectError:
+    """What it is to the caller that a timeout has passed which is not the call's, but the user's HTTP client's."""
+    return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own timeout has passed")
+
+
+def connection_failed(reason: object) -> ConnectError:
+    """What it is to the caller that a connection which was there has failed."""
+    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {reason}")
 
 
 _STREAM_ERRORS = {

@@ -14,7 +14,14 @@ from yarl import URL
 
 from connectrpc._core.pieces import keep
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.transports._failures import closed_unanswered, no_connection, tls_failure, unresolved
+from connectrpc.transports._failures import (
+    closed_unanswered,
+    connected_too_late,
+    connection_failed,
+    no_connection,
+    tls_failure,
+    unresolved,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -196,7 +203,7 @@ def _fail(error: Exception, upload: _Upload | None, *, answered: bool) -> NoRetu
 
 def _coded(error: Exception, *, answered: bool) -> ConnectError:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
+        return connected_too_late()
     if isinstance(error, asyncio.TimeoutError):
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own read timeout has passed")
     if isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -208,7 +215,7 @@ def _coded(error: Exception, *, answered: bool) -> ConnectError:
         return failure
     if isinstance(error, aiohttp.ServerDisconnectedError) or (not answered and isinstance(error, OSError)):
         return closed_unanswered()
-    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {error}")
+    return connection_failed(error)
 
 
 class _Upload:

@@ -25,7 +25,10 @@ from connectrpc.transports._background import in_background
 from connectrpc.transports._ending import Ending
 from connectrpc.transports._failures import (
     causes,
+    client_timed_out,
     closed_unanswered,
+    connected_too_late,
+    connection_failed,
     no_connection,
     reraise,
     stream_reset,
@@ -191,9 +194,9 @@ def _coded(error: BaseException, *, answered: bool) -> ConnectError:
     if isinstance(error, httpx.PoolTimeout):
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "all connections of the HTTP client's pool are in use")
     if isinstance(error, httpx.ConnectTimeout):
-        return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
+        return connected_too_late()
     if isinstance(error, httpx.TimeoutException):
-        return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own timeout has passed")
+        return client_timed_out()
     if isinstance(error, httpx.ConnectError):
         return no_connection(error)
     if isinstance(error, httpx.RemoteProtocolError):
@@ -209,7 +212,7 @@ def _coded(error: BaseException, *, answered: bool) -> ConnectError:
         or (isinstance(error, httpx.RemoteProtocolError) and str(error).startswith("Server disconnected"))
     ):
         return closed_unanswered()
-    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {text}")
+    return connection_failed(text)
 
 
 def _pool(client: Any, url: str) -> Any:

@@ -27,7 +27,15 @@ from connectrpc._core.chain import close_messages
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.transports._background import in_background
 from connectrpc.transports._ending import Ending
-from connectrpc.transports._failures import no_connection, reraise, stream_reset, unresolved
+from connectrpc.transports._failures import (
+    client_timed_out,
+    connected_too_late,
+    connection_failed,
+    no_connection,
+    reraise,
+    stream_reset,
+    unresolved,
+)
 from connectrpc.transports._reading import AsyncChunkedResponse, ChunkedResponse
 from connectrpc.transports._waiting import Helper, Waiting
 
@@ -194,9 +202,9 @@ def _coded(error: Exception, *, answered: bool) -> ConnectError:
     if isinstance(error, pyqwest.StreamError):
         return stream_reset(int(error.code))
     if isinstance(error, pyqwest.ConnectTimeout):
-        return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
+        return connected_too_late()
     if isinstance(error, TimeoutError):
-        return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own timeout has passed")
+        return client_timed_out()
     # What has happened is in pyqwest's text alone, and the URL as well.
     text = re.sub(r" for url \(.*?\)(?=:|$)", "", str(error))
     if isinstance(error, ConnectionError) and not answered:
@@ -206,7 +214,7 @@ def _coded(error: Exception, *, answered: bool) -> ConnectError:
         if found is not None:
             return no_connection(OSError(int(found[1]), ""))
         return ConnectError(ConnectErrorCode.UNAVAILABLE, f"no connection to the server can be made: {text}")
-    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {text}")
+    return connection_failed(text)
 
 
 class _AbandonedError(Exception):

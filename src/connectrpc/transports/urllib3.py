@@ -39,7 +39,15 @@ from connectrpc._core.pieces import keep
 from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.transports._ending import LONGEST_WAIT, Ending
-from connectrpc.transports._failures import closed_unanswered, no_connection, reraise, tls_failure, unresolved
+from connectrpc.transports._failures import (
+    closed_unanswered,
+    connected_too_late,
+    connection_failed,
+    no_connection,
+    reraise,
+    tls_failure,
+    unresolved,
+)
 from connectrpc.transports._waiting import Helper, start_thread
 
 if TYPE_CHECKING:
@@ -272,7 +280,7 @@ def _coded(error: Exception, guard: _Guard | None, *, answered: bool) -> Connect
     if isinstance(error, NewConnectionError):
         return no_connection(error)
     if isinstance(error, ConnectTimeoutError):
-        return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
+        return connected_too_late()
     failure = tls_failure(error)
     if failure is not None:
         return failure
@@ -282,7 +290,7 @@ def _coded(error: Exception, guard: _Guard | None, *, answered: bool) -> Connect
         and any(isinstance(arg, ConnectionError | ssl.SSLEOFError | ssl.SSLZeroReturnError) for arg in error.args)
     ):
         return closed_unanswered()
-    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {error}")
+    return connection_failed(error)
 
 
 _FAILURES = (HTTPError, OSError, ValueError)

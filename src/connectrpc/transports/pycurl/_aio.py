@@ -13,13 +13,12 @@ from multidict import CIMultiDict
 from connectrpc._core.chain import aclose_messages
 from connectrpc._core.pieces import keep
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.transports._failures import reraise
+from connectrpc.transports._failures import connection_failed, reraise
 from connectrpc.transports.pycurl._libcurl import (
     AHEAD_BYTES,
     Attempts,
     Handles,
     Outgoing,
-    broken,
     coded,
     fields,
     inherit,
@@ -270,7 +269,7 @@ class _Exchange:
                 self._error = coded(error, curl, answered=self.status is not None)
                 self._error.__cause__ = error
             elif self.status is None:  # libcurl sees nothing wrong in that
-                self._error = broken("it ended in the head of the answer")
+                self._error = connection_failed("it ended in the head of the answer")
             else:
                 self.done = True
             self.upload.stop()

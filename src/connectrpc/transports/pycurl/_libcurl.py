@@ -15,7 +15,10 @@ from multidict import CIMultiDict
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.transports._failures import (
+    client_timed_out,
     closed_unanswered,
+    connected_too_late,
+    connection_failed,
     no_connection,
     stream_reset,
     tls_failed,
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
     from connectrpc._core.http import HTTPRequest
 
-__all__ = ["AHEAD_BYTES", "Attempts", "Handles", "Outgoing", "broken", "coded", "fields", "inherit", "set_request"]
+__all__ = ["AHEAD_BYTES", "Attempts", "Handles", "Outgoing", "coded", "fields", "inherit", "set_request"]
 
 AHEAD_BYTES = 64 * 1024
 """How far the caller's iterator may be ahead of what is sent, and an answer ahead of who reads it."""
@@ -263,8 +266,8 @@ def coded(error: BaseException, curl: Any, *, answered: bool) -> ConnectError:
         return no_connection(OSError(curl.getinfo(pycurl.OS_ERRNO), ""))
     if number == pycurl.E_OPERATION_TIMEDOUT:
         if text.startswith("Operation"):
-            return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own timeout has passed")
-        return ConnectError(ConnectErrorCode.UNAVAILABLE, "connecting to the server took too long")
+            return client_timed_out()
+        return connected_too_late()
     reset = re.search(r"\(err(?:or)? (\w+)", text)  # in hexadecimal or, in older versions, in decimal
     if number == _HTTP2_STREAM and reset is not None:
         return stream_reset(int(reset[1], 0))
@@ -276,8 +279,4 @@ def coded(error: BaseException, curl: Any, *, answered: bool) -> ConnectError:
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "what the server answers is not HTTP")
     if number in _UNANSWERED and not answered:
         return closed_unanswered()
-    return broken(_REASONS.get(number, "libcurl failed" if number is None else f"libcurl's error {number}"))
-
-
-def broken(reason: str) -> ConnectError:
-    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {reason}")
+    return connection_failed(_REASONS.get(number, "libcurl failed" if number is None else f"libcurl's error {number}"))

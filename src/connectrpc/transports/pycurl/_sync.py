@@ -24,7 +24,7 @@ from multidict import CIMultiDict
 from connectrpc._core.chain import close_messages
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.transports._ending import LONGEST_WAIT, Ending
-from connectrpc.transports._failures import no_connection, reraise
+from connectrpc.transports._failures import connection_failed, no_connection, reraise
 from connectrpc.transports._reading import ChunkedResponse
 from connectrpc.transports._waiting import Helper
 from connectrpc.transports.pycurl._libcurl import (
@@ -32,7 +32,6 @@ from connectrpc.transports.pycurl._libcurl import (
     Attempts,
     Handles,
     Outgoing,
-    broken,
     coded,
     fields,
     inherit,
@@ -540,7 +539,7 @@ class _Exchange(Ending, ChunkedResponse):
             self._error = coded(failure, session.curl, answered=self.status > 0)
             self._error.__cause__ = failure
         elif not self.status:  # libcurl sees nothing wrong in that
-            self._error = broken("it ended in the head of the answer")
+            self._error = connection_failed("it ended in the head of the answer")
         else:
             self._done = True
             self._trailers = fields(self._lines, bare=self._bare)
@@ -725,7 +724,7 @@ class _Exchange(Ending, ChunkedResponse):
 
 def _failed(error: pycurl.error) -> ConnectError:
     """What it is to the caller that pycurl has failed, and no request."""
-    failure = broken("libcurl failed")
+    failure = connection_failed("libcurl failed")
     failure.__cause__ = error
     return failure
 
