@@ -370,8 +370,9 @@ class _Session:
         if self._attached:
             busy, self._busy = self._busy, True
             self.running = self._attached = False
-            self._multi.remove_handle(self.curl)
-            self._busy = busy
+            with contextlib.suppress(pycurl.error):
+                self._multi.remove_handle(self.curl)
+                self._busy = busy
 
     def leave(self) -> None:
         """Have the server told, if it knows of the request, that the call is over.
@@ -389,17 +390,16 @@ class _Session:
             with contextlib.suppress(ConnectError):
                 Helper.start_task(self.close)
                 return
+        self._end()
         if self._busy:  # it was left in the middle of something
             self.close()
             return
-        self._end()
         self.curl.setopt(pycurl.READFUNCTION, _nothing)  # which keeps the request
         idle.put(self)
 
     def close(self) -> None:
         if not self.inherited:
-            with contextlib.suppress(pycurl.error):  # whatever has become of it
-                self._end()
+            self._end()
             self._multi.close()
             self.curl.close()
         self._waker.close()
