@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import logging
 import os
 import queue
 import sys
 import threading
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
+from connectrpc._core.chain import close_messages
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Helper", "Waiting", "start_thread"]
+__all__ = ["Helper", "Waiting", "end_parts", "start_thread"]
 
 T = TypeVar("T")
 ThreadT = TypeVar("ThreadT", bound=threading.Thread)
+
+_logger = logging.getLogger("connectrpc.client")
 
 _IDLE_SECONDS = 30.0
 
@@ -78,6 +82,14 @@ class Helper(threading.Thread):
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=Helper._idle.clear)  # they have stayed in the parent
+
+
+def end_parts(context: contextvars.Context, parts: Iterator[bytes]) -> None:
+    """End a generator that was read in another thread, in that thread, with the caller's context variables."""
+    try:
+        context.run(close_messages, parts)
+    except BaseException:  # the call is over, and has its outcome
+        _logger.exception("a request iterator failed while it was closed")
 
 
 class Waiting(Generic[T]):

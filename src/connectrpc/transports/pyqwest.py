@@ -12,7 +12,6 @@ import atexit
 import contextlib
 import contextvars
 import functools
-import logging
 import os
 import queue
 import re
@@ -23,7 +22,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import pyqwest
 
-from connectrpc._core.chain import close_messages
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.transports._background import in_background
 from connectrpc.transports._ending import Ending
@@ -37,7 +35,7 @@ from connectrpc.transports._failures import (
     unresolved,
 )
 from connectrpc.transports._reading import AsyncChunkedResponse, ChunkedResponse
-from connectrpc.transports._waiting import Helper, Waiting
+from connectrpc.transports._waiting import Helper, Waiting, end_parts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -48,8 +46,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncPyqwestTransport", "PyqwestTransport"]
 
-
-_logger = logging.getLogger("connectrpc.client")
 
 _forked = False
 """Whether this process was forked from one that had a pyqwest client."""
@@ -293,10 +289,7 @@ class _Upload:
     def _read(self, parts: Iterator[bytes]) -> None:
         """Read parts, and a few ahead. A generator ends with it, in the same thread."""
         self._read_parts(parts)
-        try:
-            self._context.run(close_messages, parts)
-        except BaseException:  # the call is over, and has its outcome
-            _logger.exception("a request iterator failed while it was closed")
+        end_parts(self._context, parts)
 
     def _read_parts(self, parts: Iterator[bytes]) -> None:
         while not self._abandoned:

@@ -13,14 +13,15 @@ from multidict import CIMultiDict
 from connectrpc._core.chain import aclose_messages
 from connectrpc._core.pieces import keep
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.transports._failures import connection_failed, reraise
+from connectrpc.transports._failures import reraise
 from connectrpc.transports.pycurl._libcurl import (
     AHEAD_BYTES,
     Attempts,
     Handles,
     Outgoing,
-    coded,
+    failure,
     fields,
+    head_of,
     inherit,
     set_request,
 )
@@ -213,11 +214,9 @@ class _Exchange:
             self._lines.append(line)
             return
         lines, self._lines = self._lines, []
-        status = int(lines[0].split(None, 2)[1])
-        if status >= 200:  # others are interim
-            self.status = status
-            self._bare = lines[0].startswith(b"HTTP/2")
-            self.headers = fields(lines[1:], bare=self._bare)
+        head = head_of(lines)
+        if head is not None:
+            self.status, self._bare, self.headers = head
             # A little later: most of what there is comes with the head, and can be read in the same go.
             self.loop.call_soon(self._wake)
 
@@ -265,13 +264,9 @@ class _Exchange:
         if not self.is_over:
             if ended.cancelled():
                 self._error = ConnectError(ConnectErrorCode.CANCELED, "the client was closed")
-            elif error is not None:
-                self._error = coded(error, curl, answered=self.status is not None)
-                self._error.__cause__ = error
-            elif self.status is None:  # libcurl sees nothing wrong in that
-                self._error = connection_failed("it ended in the head of the answer")
             else:
-                self.done = True
+                self._error = failure(error, curl, answered=self.status is not None)
+                self.done = self._error is None
             self.upload.stop()
             self._wake()
         # Not before: until now the CurlMulti may take it for the one that it had.

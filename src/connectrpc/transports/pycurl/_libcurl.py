@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from connectrpc._core.http import HTTPRequest
 
-__all__ = ["AHEAD_BYTES", "Attempts", "Handles", "Outgoing", "coded", "fields", "inherit", "set_request"]
+__all__ = ["AHEAD_BYTES", "Attempts", "Handles", "Outgoing", "failure", "fields", "head_of", "inherit", "set_request"]
 
 AHEAD_BYTES = 64 * 1024
 """How far the caller's iterator may be ahead of what is sent, and an answer ahead of who reads it."""
@@ -207,6 +207,19 @@ class Outgoing:
         self._ready.clear()
 
 
+def head_of(lines: list[bytes]) -> tuple[int, bool, CIMultiDict[str]] | None:
+    """The status of an answer, whether its fields are ``bare``, and its headers; None of an interim one.
+
+    Args:
+        lines: a head, without the empty line behind it.
+    """
+    version, status, *_ = lines[0].split(None, 2)
+    if int(status) < 200:
+        return None
+    bare = version.startswith(b"HTTP/2")
+    return int(status), bare, fields(lines[1:], bare=bare)
+
+
 def fields(lines: list[bytes], *, bare: bool) -> CIMultiDict[str]:
     """The headers or trailers in lines of HTTP/1, which libcurl gives for all versions.
 
@@ -246,7 +259,23 @@ _REASONS = {
 }
 
 
-def coded(error: BaseException, curl: Any, *, answered: bool) -> ConnectError:
+def failure(error: BaseException | None, curl: Any, *, answered: bool) -> ConnectError | None:
+    """What has gone wrong with a request that libcurl is done with, or None.
+
+    Args:
+        error: what libcurl says of it, or None.
+        curl: its handle.
+        answered: whether the head of the answer has come.
+    """
+    if error is not None:
+        failed = _coded(error, curl, answered=answered)
+        failed.__cause__ = error
+        return failed
+    # libcurl sees nothing wrong in that.
+    return None if answered else connection_failed("it ended in the head of the answer")
+
+
+def _coded(error: BaseException, curl: Any, *, answered: bool) -> ConnectError:
     """What a failure of libcurl's is to the caller, before or after the head of the answer has come.
 
     libcurl's texts are looked at where nothing else tells, but not passed on: they name hosts.

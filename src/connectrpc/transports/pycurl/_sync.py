@@ -10,7 +10,6 @@ import contextlib
 import contextvars
 import functools
 import io
-import logging
 import os
 import select
 import socket
@@ -21,19 +20,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import pycurl
 from multidict import CIMultiDict
 
-from connectrpc._core.chain import close_messages
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.transports._ending import LONGEST_WAIT, Ending
 from connectrpc.transports._failures import connection_failed, no_connection, reraise
 from connectrpc.transports._reading import ChunkedResponse
-from connectrpc.transports._waiting import Helper
+from connectrpc.transports._waiting import Helper, end_parts
 from connectrpc.transports.pycurl._libcurl import (
     AHEAD_BYTES,
     Attempts,
     Handles,
     Outgoing,
-    coded,
+    failure,
     fields,
+    head_of,
     inherit,
     set_request,
 )
@@ -49,20 +48,6 @@ if TYPE_CHECKING:
     from connectrpc.deadline import Deadline
 
 __all__ = ["PycurlTransport"]
-
-_logger = logging.getLogger("connectrpc.client")
-
-_forks = 0
-"""How many forks lie between this process and the one that imported the module."""
-
-
-def _count_fork() -> None:
-    global _forks
-    _forks += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_count_fork)
 
 
 class PycurlTransport:
@@ -105,7 +90,7 @@ class PycurlTransport:
         self.has_trailers = self._handles.has_trailers
         self._idle_max = idle_connections
         self._idle: dict[str, _Idle] = {}  # by the server
-        self._idle_forks = _forks
+        self._process = os.getpid()
 
     def send(
         self,
@@ -117,8 +102,8 @@ class PycurlTransport:
         opening: Deadline,
         cancel: CancelToken | None,
     ) -> _Exchange:
-        if self._idle_forks != _forks:
-            self._idle, self._idle_forks = {}, _forks
+        if self._process != os.getpid():
+            self._idle, self._process = {}, os.getpid()
         known = self._idle
         server = request.url[: request.url.find("/", len("https://"))]
         idle = known.get(server) or known.setdefault(server, _Idle(self._idle_max))
@@ -258,9 +243,9 @@ class _Session:
         "_attached",
         "_busy",
         "_expires_at",
-        "_forks",
         "_multi",
         "_poll",
+        "_process",
         "_timers",
         "_waker",
         "_waker_fd",
@@ -273,7 +258,7 @@ class _Session:
 
     def __init__(self, curl: Any) -> None:
         self.curl = curl
-        self._forks = _forks
+        self._process = os.getpid()
         self.paused = 0
         self.running = False
         self._attached = False
@@ -297,7 +282,7 @@ class _Session:
 
     @property
     def inherited(self) -> bool:
-        return self._forks != _forks
+        return self._process != os.getpid()
 
     def begin(self) -> None:
         """Have libcurl take up the request."""
@@ -534,13 +519,8 @@ class _Exchange(Ending, ChunkedResponse):
             self._find_head()
         if session.running or self.is_over:
             return
-        failure = session.outcome()
-        if failure is not None:
-            self._error = coded(failure, session.curl, answered=self.status > 0)
-            self._error.__cause__ = failure
-        elif not self.status:  # libcurl sees nothing wrong in that
-            self._error = connection_failed("it ended in the head of the answer")
-        else:
+        self._error = failure(session.outcome(), session.curl, answered=self.status > 0)
+        if self._error is None:
             self._done = True
             self._trailers = fields(self._lines, bare=self._bare)
         self._end_upload()
@@ -558,11 +538,9 @@ class _Exchange(Ending, ChunkedResponse):
                     break
             else:
                 return
-            version, status, *_ = lines[0].split(None, 2)
-            if int(status) >= 200:  # others are interim
-                self.status = int(status)
-                self._bare = version.startswith(b"HTTP/2")
-                self.headers = fields(lines[1:end], bare=self._bare)
+            head = head_of(lines[:end])
+            if head is not None:
+                self.status, self._bare, self.headers = head
             del lines[: end + 1]
 
     def _attend(self) -> None:
@@ -630,10 +608,7 @@ class _Exchange(Ending, ChunkedResponse):
                 Helper.start_task(self._stand_in)
 
     def _given(self) -> None:
-        """The turn has just been given."""
-        if self._watched:
-            self._watched = False
-            self._away.set()
+        self._tell_stand_in()
         if self._asked:
             self._settle()
 
@@ -663,9 +638,13 @@ class _Exchange(Ending, ChunkedResponse):
                 self._attend()
             finally:
                 self._turn.release()
-            if self._watched:
-                self._watched = False
-                self._away.set()
+            self._tell_stand_in()
+
+    def _tell_stand_in(self) -> None:
+        """The turn has just been given."""
+        if self._watched:
+            self._watched = False
+            self._away.set()
 
     def fail(self, error: BaseException) -> None:
         """End the call, and have whoever waits in it raise ``error``."""
@@ -769,10 +748,7 @@ class _Upload(Outgoing):
                         self._room.clear()
         except BaseException as error:
             exchange.fail(error)
-        try:
-            self._context.run(close_messages, parts)
-        except BaseException:  # the call is over, and has its outcome
-            _logger.exception("a request iterator failed while it was closed")
+        end_parts(self._context, parts)
 
     def read(self, session: _Session, size: int) -> bytes | int:
         """What libcurl is to send next, at most ``size`` bytes."""
