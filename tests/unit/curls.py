@@ -60,6 +60,46 @@ class Curl:
         return result
 
 
+def assert_options(options: dict[int, Any]) -> None:
+    """What a handle is told for a POST of seven bytes, by a transport with a connect timeout of 1.5 seconds."""
+    assert options[pycurl.URL] == URL.encode()
+    assert options[pycurl.HTTPHEADER] == [
+        "content-type: application/proto",
+        "x-many: 1",
+        "x-many: 2",
+        "x-empty;",
+        "Accept:",
+        "Expect:",
+    ]
+    assert options[pycurl.POST] == 1
+    assert options[pycurl.POSTFIELDSIZE_LARGE] == 7
+    assert options[pycurl.PROXY] == "", "none from the environment"
+    assert options[pycurl.CONNECTTIMEOUT_MS] == 1500
+    assert options[pycurl.NOSIGNAL] == options[pycurl.PATH_AS_IS] == options[265] == 1
+    assert not options.keys() & {pycurl.FOLLOWLOCATION, pycurl.COOKIEFILE, pycurl.ACCEPT_ENCODING, pycurl.TIMEOUT_MS}
+
+
+VERSIONS = [
+    (None, pycurl.CURL_HTTP_VERSION_2TLS, True),
+    ("1.1", pycurl.CURL_HTTP_VERSION_1_1, False),
+    ("2", pycurl.CURL_HTTP_VERSION_2_PRIOR_KNOWLEDGE, True),
+]
+"""Versions of HTTP, libcurl's numbers for them, and whether they may have trailers."""
+
+
+def assert_versions(transport: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which versions a transport refuses."""
+    with pytest.raises(ValueError, match=r"http_version '3' is neither '1\.1' nor '2'"):
+        transport(http_version="3")
+    found = list(pycurl.version_info())
+    found[4] &= ~pycurl.VERSION_HTTP2
+    monkeypatch.setattr(pycurl, "version_info", lambda: tuple(found))
+    for version in (None, "2"):
+        with pytest.raises(ValueError, match="built without HTTP/2"):
+            transport(http_version=version)
+    assert not transport(http_version="1.1").has_trailers
+
+
 RESET = "HTTP/2 stream {} was not closed cleanly: {} (err {})"
 NEW_RESET = "HTTP/2 stream {} reset by server (error 0x{:x} {})"
 CODES = {

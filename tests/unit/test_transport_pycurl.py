@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from curls import FAILURES, HEADERS, KIB, PAUSE, URL, Curl, pycurl
+from curls import FAILURES, HEADERS, KIB, PAUSE, URL, VERSIONS, Curl, assert_options, assert_versions, pycurl
 
 from connectrpc._core.http import HTTPRequest
 from connectrpc.errors import ConnectError
@@ -124,21 +124,7 @@ async def parts(*given: bytes) -> AsyncIterator[bytes]:
 async def test_a_handle() -> None:
     call = await Call(connect(connect_timeout=1.5)).begun()
     options = call.curl.options
-    assert options[pycurl.URL] == URL.encode()
-    assert options[pycurl.HTTPHEADER] == [
-        "content-type: application/proto",
-        "x-many: 1",
-        "x-many: 2",
-        "x-empty;",
-        "Accept:",
-        "Expect:",
-    ]
-    assert options[pycurl.POST] == 1
-    assert options[pycurl.POSTFIELDSIZE_LARGE] == 7
-    assert options[pycurl.PROXY] == "", "none from the environment"
-    assert options[pycurl.CONNECTTIMEOUT_MS] == 1500
-    assert options[pycurl.NOSIGNAL] == options[pycurl.PATH_AS_IS] == options[265] == 1
-    assert not options.keys() & {pycurl.FOLLOWLOCATION, pycurl.COOKIEFILE, pycurl.ACCEPT_ENCODING, pycurl.TIMEOUT_MS}
+    assert_options(options)
     call.task.cancel()
 
 
@@ -164,11 +150,7 @@ async def test_a_request_by_get() -> None:
 
 @pytest.mark.parametrize(
     ("version", "number", "has_trailers"),
-    [
-        (None, pycurl.CURL_HTTP_VERSION_2TLS, True),
-        ("1.1", pycurl.CURL_HTTP_VERSION_1_1, False),
-        ("2", pycurl.CURL_HTTP_VERSION_2_PRIOR_KNOWLEDGE, True),
-    ],
+    VERSIONS,
 )
 @in_loop
 async def test_versions(version: Any, number: int, has_trailers: bool) -> None:
@@ -180,15 +162,7 @@ async def test_versions(version: Any, number: int, has_trailers: bool) -> None:
 
 
 def test_versions_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"http_version '3' is neither '1\.1' nor '2'"):
-        AsyncPycurlTransport(http_version="3")  # type: ignore[arg-type]
-    found = list(pycurl.version_info())
-    found[4] &= ~pycurl.VERSION_HTTP2
-    monkeypatch.setattr(pycurl, "version_info", lambda: tuple(found))
-    for version in (None, "2"):
-        with pytest.raises(ValueError, match="built without HTTP/2"):
-            AsyncPycurlTransport(http_version=version)
-    assert not AsyncPycurlTransport(http_version="1.1").has_trailers
+    assert_versions(AsyncPycurlTransport, monkeypatch)
 
 
 @in_loop

@@ -11,6 +11,7 @@ import contextvars
 import functools
 import gc
 import itertools
+import os
 import queue
 import select
 import socket
@@ -22,7 +23,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from curls import FAILURES, HEADERS, KIB, PAUSE, URL, Curl, pycurl
+from curls import FAILURES, HEADERS, KIB, PAUSE, URL, VERSIONS, Curl, assert_options, assert_versions, pycurl
 
 from connectrpc._core.http import HTTPRequest
 from connectrpc.cancel import CancelToken
@@ -379,21 +380,7 @@ def queued(more: queue.Queue[bytes | None]) -> Iterator[bytes]:
 def test_a_handle(network: Network) -> None:
     send(network.connect(connect_timeout=1.5)).close()
     options = network.curls[0].options
-    assert options[pycurl.URL] == URL.encode()
-    assert options[pycurl.HTTPHEADER] == [
-        "content-type: application/proto",
-        "x-many: 1",
-        "x-many: 2",
-        "x-empty;",
-        "Accept:",
-        "Expect:",
-    ]
-    assert options[pycurl.POST] == 1
-    assert options[pycurl.POSTFIELDSIZE_LARGE] == 7
-    assert options[pycurl.PROXY] == "", "none from the environment"
-    assert options[pycurl.CONNECTTIMEOUT_MS] == 1500
-    assert options[pycurl.NOSIGNAL] == options[pycurl.PATH_AS_IS] == options[265] == 1
-    assert not options.keys() & {pycurl.FOLLOWLOCATION, pycurl.COOKIEFILE, pycurl.ACCEPT_ENCODING, pycurl.TIMEOUT_MS}
+    assert_options(options)
 
 
 @pytest.mark.parametrize(
@@ -421,11 +408,7 @@ def test_a_request_by_get(network: Network) -> None:
 
 @pytest.mark.parametrize(
     ("version", "number", "has_trailers"),
-    [
-        (None, pycurl.CURL_HTTP_VERSION_2TLS, True),
-        ("1.1", pycurl.CURL_HTTP_VERSION_1_1, False),
-        ("2", pycurl.CURL_HTTP_VERSION_2_PRIOR_KNOWLEDGE, True),
-    ],
+    VERSIONS,
 )
 def test_versions(network: Network, version: Any, number: int, has_trailers: bool) -> None:
     transport = network.connect(http_version=version)
@@ -435,15 +418,7 @@ def test_versions(network: Network, version: Any, number: int, has_trailers: boo
 
 
 def test_versions_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"http_version '3' is neither '1\.1' nor '2'"):
-        PycurlTransport(http_version="3")  # type: ignore[arg-type]
-    found = list(pycurl.version_info())
-    found[4] &= ~pycurl.VERSION_HTTP2
-    monkeypatch.setattr(pycurl, "version_info", lambda: tuple(found))
-    for version in (None, "2"):
-        with pytest.raises(ValueError, match="built without HTTP/2"):
-            PycurlTransport(http_version=version)
-    assert not PycurlTransport(http_version="1.1").has_trailers
+    assert_versions(PycurlTransport, monkeypatch)
 
 
 def test_what_the_user_sets(network: Network) -> None:
@@ -1812,7 +1787,7 @@ def test_a_forked_process(network: Network, monkeypatch: pytest.MonkeyPatch) -> 
     send(transport).close()
     idle = transport._idle["http://h"]
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_forks", module._forks + 1)
+        patch.setattr(os, "getpid", lambda: -1)
         with pytest.raises(ConnectError, match="the process that this one was forked from") as caught:
             response.read_chunk()
         assert code_of(caught.value) == "unavailable"
@@ -1838,7 +1813,7 @@ def test_a_forked_process_closes_what_it_has_not_used(network: Network, monkeypa
     send(transport).read(None)
     (session,) = transport._idle["http://h"]._sessions
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_forks", module._forks + 1)
+        patch.setattr(os, "getpid", lambda: -1)
         transport.close()
         assert not network.multis[0].closed
         assert not network.curls[0].closed
