@@ -30,7 +30,7 @@ def reader(compression: Compression | None = GZIP, max_bytes: int | None = None)
 
 def test_reads_what_was_written() -> None:
     for min_bytes, compressed in ((0, True), (10_000, False)):
-        payload, flag = MessageWriter(ProtoCodec(), GZIP, min_bytes).write(BIG)
+        payload, flag = MessageWriter(ProtoCodec().encode, GZIP, min_bytes).write(BIG)
         assert flag is compressed
         assert (len(payload) < 500) is compressed
         assert reader().read(payload, flag) == BIG
@@ -39,21 +39,21 @@ def test_reads_what_was_written() -> None:
 @pytest.mark.parametrize(("min_bytes", "compressed"), [(1003, True), (1004, False)])
 def test_the_threshold_is_the_smallest_that_is_compressed(min_bytes: int, compressed: bool) -> None:
     assert len(BIG.SerializeToString()) == 1003
-    assert MessageWriter(ProtoCodec(), GZIP, min_bytes).write(BIG)[1] is compressed
+    assert MessageWriter(ProtoCodec().encode, GZIP, min_bytes).write(BIG)[1] is compressed
 
 
 @pytest.mark.parametrize("compression", [None, GZIP])
 def test_limit_for_sending(compression: Compression | None) -> None:
     """It is the message that is limited, not what compression makes of it."""
-    assert MessageWriter(ProtoCodec(), compression, 0, 1003).write(BIG)
+    assert MessageWriter(ProtoCodec().encode, compression, 0, 1003).write(BIG)
     with pytest.raises(ConnectError) as caught:
-        MessageWriter(ProtoCodec(), compression, 0, 1002).write(BIG)
+        MessageWriter(ProtoCodec().encode, compression, 0, 1002).write(BIG)
     assert code_of(caught.value) == "resource_exhausted"
     assert "1002" in caught.value.message
 
 
 def test_no_compression() -> None:
-    assert MessageWriter(JsonCodec(), None, 0).write(ask("a")) == (b'{"name":"a"}', False)
+    assert MessageWriter(JsonCodec().encode, None, 0).write(ask("a")) == (b'{"name":"a"}', False)
 
 
 def test_nobody_decompresses_nothing() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from connectrpc._core.message import encoder_of
 from connectrpc.deadline import NO_DEADLINE, Deadline
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import Peer, ServerResponse, ServerStream
@@ -121,9 +122,16 @@ class ServerSettings:
 
 
 class ServerMethod(abc.ABC):
-    """One method in one media type: everything about its calls that is known when the app is built."""
+    """One method in one media type: everything about its calls that is known when the app is built.
 
-    __slots__ = ("codec", "method", "settings")
+    Attributes:
+        method: the method.
+        codec: what the media type names.
+        encoder: what makes bytes of the messages that its handlers give.
+        settings: the service's.
+    """
+
+    __slots__ = ("codec", "encoder", "method", "settings")
 
     media_types: tuple[str, ...]
     """The media types that name this protocol and codec."""
@@ -131,6 +139,7 @@ class ServerMethod(abc.ABC):
     def __init__(self, method: Method[Any, Any], codec: Codec, settings: ServerSettings) -> None:
         self.method = method
         self.codec = codec
+        self.encoder = encoder_of(codec, method.output)
         self.settings = settings
 
     @abc.abstractmethod
@@ -285,7 +294,9 @@ class StreamServerCall(ServerCall):
         """The next part of a streamed answer.
 
         Raises:
+            ConnectError: this is what stands in place of a message; or the message is too large.
             TypeError: ``message`` is not one of the method's.
+            UnencodableError: the codec has no bytes for it.
         """
 
     @abc.abstractmethod
@@ -436,6 +447,11 @@ class StreamClient(abc.ABC):
         """
 
 
+class _Uploading(Protocol):
+    @property
+    def uploaded(self) -> bool: ...
+
+
 class StreamClientCall(abc.ABC):
     """The answer to one streaming call: ``head``, any number of ``feed``, ``feed_end``.
 
@@ -463,14 +479,11 @@ class StreamClientCall(abc.ABC):
             ConnectError: after the messages before the fault.
         """
 
-    def ends_early(self, uploaded: bool) -> bool:
+    def ends_early(self, response: _Uploading) -> bool:
         """Whether not to wait for the end of the body: the server may be waiting for that of a request, which nobody
         reads any more.
-
-        Args:
-            uploaded: whether all of the request has been sent.
         """
-        return self.complete and not uploaded
+        return self.complete and not response.uploaded
 
     @abc.abstractmethod
     def feed_end(self, trailers: HeaderView | None) -> None:

@@ -18,6 +18,7 @@ from connectrpc._core.message import (
     compress,
     decompress,
     encode,
+    encoder_of,
     limited,
     too_large,
 )
@@ -125,7 +126,7 @@ class ConnectUnaryServerCall(ServerCall):
         return self._server.settings.read_max_bytes
 
     def respond(self, message: Any, headers: HeaderInput | None, trailers: HeaderInput | None) -> WholeResponse:
-        return self.respond_with(encode(self._server.codec, message), headers, trailers)
+        return self.respond_with(encode(self._server.encoder, message), headers, trailers)
 
     def respond_with(self, body: bytes, headers: HeaderInput | None, trailers: HeaderInput | None) -> WholeResponse:
         body = limited(body, self._server.settings.send_max_bytes)
@@ -176,7 +177,10 @@ class ConnectUnaryClient(UnaryClient):
         self._url = settings.base_url + method.path
         self._media_type = f"application/{settings.codec.name}"
         self._writer = MessageWriter(
-            settings.codec, settings.send_compression, settings.compress_min_bytes, settings.send_max_bytes
+            encoder_of(settings.codec, method.input),
+            settings.send_compression,
+            settings.compress_min_bytes,
+            settings.send_max_bytes,
         )
         self._reader = MessageReader(settings.codec, method.output, None, None, ConnectErrorCode.INTERNAL)
         self._headers = RequestHeaders(

@@ -27,6 +27,7 @@ LAST_MAX_BYTES = 64 * 1024
 """How long the envelope that ends an answer may be, however short messages have to be."""
 
 _HEADER = struct.Struct(">BI")
+_pack_header = _HEADER.pack
 _unpack_header = _HEADER.unpack_from
 _MAX_LENGTH = 0xFFFFFFFF
 
@@ -35,7 +36,7 @@ def envelope(flags: int, payload: bytes) -> bytes:
     """``payload`` in its envelope."""
     if len(payload) > _MAX_LENGTH:
         raise ConnectError(ConnectErrorCode.RESOURCE_EXHAUSTED, "the message is too long for its envelope: 4 GiB")
-    return b"".join((_HEADER.pack(flags, len(payload)), payload))
+    return _pack_header(flags, len(payload)) + payload
 
 
 class EnvelopeReader:
@@ -66,6 +67,18 @@ class EnvelopeReader:
         """Whether the stream may end here: no envelope has been begun."""
         return self._length is None and not self._buffered
 
+    def whole(self, data: bytes) -> bytes | None:
+        """The payload, where ``data`` is nothing but one envelope without flags, as servers send most messages.
+
+        Else None, and ``data`` is to be fed. Which would give the same, by a longer way.
+        """
+        size = len(data) - HEADER_SIZE
+        if size >= 0 and self._length is None and not self._buffered:
+            flags, length = _unpack_header(data)
+            if length == size and not flags and (self._max_bytes is None or length <= self._max_bytes):
+                return data[HEADER_SIZE:]
+        return None
+
     def feed(self, data: bytes) -> Iterable[tuple[int, bytes]]:
         """The flags and payload of every envelope that ``data`` completes.
 
@@ -75,13 +88,8 @@ class EnvelopeReader:
             ConnectError: ``resource_exhausted``, after the envelopes before the one that is too long.
         """
         size = len(data)
-        # No generator for what servers send a message as, nor for the pieces of a reader that asks for what is missing.
-        if size > HEADER_SIZE and self._length is None and not self._buffered:
-            flags, length = _unpack_header(data)
-            if length == size - HEADER_SIZE and (self._max_bytes is None or length <= self._max_bytes):
-                return ((flags, data[HEADER_SIZE:]),)
-            return self._feed(data)
         missing = self.missing
+        # No generator for the pieces of a reader that asks for what is missing.
         if size > missing:
             return self._feed(data)
         if size < missing:
@@ -118,6 +126,8 @@ class EnvelopeReader:
                         break
                     position = stop
                     yield flags, data[start:stop]
+                if position == size:
+                    return
             if self._length is None:
                 header, position = self._take(data, position, HEADER_SIZE)
                 if header is None:

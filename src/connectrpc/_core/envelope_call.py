@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import abc
-import itertools
 from typing import TYPE_CHECKING, Any
 
 from connectrpc._core.call import StreamClient, StreamServerCall, exactly_one, wrong_input, wrong_output
 from connectrpc._core.envelope import COMPRESSED, HEADER_SIZE, EnvelopeReader, envelope
 from connectrpc._core.http import HTTPRequest, WholeResponse
-from connectrpc._core.message import MessageReader, MessageWriter, choose_compression, encode
+from connectrpc._core.message import MessageReader, MessageWriter, UnencodableError, choose_compression, encoder_of
 from connectrpc._core.request_headers import RequestHeaders, media_type
 from connectrpc._core.wire_error import error_from_http
 from connectrpc.errors import ConnectError, ConnectErrorCode
@@ -35,7 +34,7 @@ class EnvelopeServerCall(StreamServerCall):
         super().__init__(server.method, head)
         self._server = server
         self._compression: str | None = None
-        self._writer = MessageWriter(server.codec, None, 0, server.settings.send_max_bytes)
+        self._writer = MessageWriter(server.encoder, None, 0, server.settings.send_max_bytes)
         self._envelopes = EnvelopeReader(server.settings.read_max_bytes)
         self._taken: list[Any] = []
 
@@ -45,7 +44,7 @@ class EnvelopeServerCall(StreamServerCall):
         self._compression = choose_compression(accepted, sent, settings.compressions)
         if self._compression is not None:
             self._writer = MessageWriter(
-                self._server.codec,
+                self._server.encoder,
                 settings.compressions[self._compression],
                 settings.compress_min_bytes,
                 settings.send_max_bytes,
@@ -67,12 +66,20 @@ class EnvelopeServerCall(StreamServerCall):
         )
 
     def feed(self, chunk: bytes) -> Iterator[Any]:
-        return itertools.starmap(self._message, self._envelopes.feed(chunk))
+        payload = self._envelopes.whole(chunk)
+        if payload is None:
+            return self._feed(chunk)
+        try:
+            return iter((self._reader.decode(payload),))
+        except Exception as error:
+            raise self._reader.malformed(error) from error
 
-    def _message(self, flags: int, payload: bytes) -> Any:
-        if flags & ~COMPRESSED:
-            raise ConnectError(ConnectErrorCode.INVALID_ARGUMENT, f"a message with the unknown flags {flags:#04x}")
-        return self._reader.read(payload, bool(flags))
+    def _feed(self, chunk: bytes) -> Iterator[Any]:
+        reader = self._reader
+        for flags, payload in self._envelopes.feed(chunk):
+            if flags & ~COMPRESSED:
+                raise ConnectError(ConnectErrorCode.INVALID_ARGUMENT, f"a message with the unknown flags {flags:#04x}")
+            yield reader.read(payload, flags == COMPRESSED)
 
     def feed_end(self) -> None:
         if not self._envelopes.at_boundary:
@@ -104,8 +111,16 @@ class EnvelopeServerCall(StreamServerCall):
 
     def send(self, message: Any) -> bytes:
         if not isinstance(message, self.method.output):
+            if isinstance(message, ConnectError):
+                raise message
             raise wrong_output(self.method, message, "{} or a ConnectError")
-        payload, compressed = self._writer.finish(encode(self._server.codec, message))
+        try:  # `encode` itself: this is on the way of each message of a stream
+            payload = self._server.encoder(message)
+        except Exception as error:
+            raise UnencodableError from error
+        if self._writer.plain:
+            return envelope(0, payload)
+        payload, compressed = self._writer.finish(payload)
         return envelope(COMPRESSED if compressed else 0, payload)
 
     def respond(self, message: Any, headers: HeaderInput | None, trailers: HeaderInput | None) -> WholeResponse:
@@ -160,7 +175,10 @@ class EnvelopeStreamClient(StreamClient):
         self.media_types = {self.content_type}
         self._url = settings.base_url + method.path
         self._writer = MessageWriter(
-            settings.codec, settings.send_compression, settings.compress_min_bytes, settings.send_max_bytes
+            encoder_of(settings.codec, method.input),
+            settings.send_compression,
+            settings.compress_min_bytes,
+            settings.send_max_bytes,
         )
         # Accept-Encoding says that the body as a whole is not to be compressed, which is no part of the protocol.
         headers = [("content-type", self.content_type), self.protocol_header, ("accept-encoding", "identity")]

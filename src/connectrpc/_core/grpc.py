@@ -257,6 +257,16 @@ class GrpcClientCall(StreamClientCall):
             raise self._told(error)  # noqa: B904  it is the same error
 
     def feed(self, chunk: bytes) -> Iterator[Any]:
+        payload = None if self.complete else self._envelopes.whole(chunk)
+        if payload is None:
+            return self._feed(chunk)
+        self._begun = True
+        try:
+            return iter((self._reader.read(payload, False),))
+        except ConnectError as error:
+            raise self._told(error)  # noqa: B904  it is the same error
+
+    def _feed(self, chunk: bytes) -> Iterator[Any]:
         try:
             read = self._reader.read
             for flags, payload in self._envelopes.feed(chunk):

@@ -26,6 +26,7 @@ __all__ = [
     "compress",
     "decompress",
     "encode",
+    "encoder_of",
     "limited",
     "too_large",
 ]
@@ -52,9 +53,13 @@ class MessageReader(Generic[MessageT]):
         max_bytes: the largest message to accept, compressed or not, or None.
         fault: the code for a payload that cannot be read: ``invalid_argument`` when a server reads its client's,
             ``internal`` when a client reads its server's.
+
+    Attributes:
+        decode: makes a message of a payload that is not compressed, and not too large. What the codec raises passes
+            through.
     """
 
-    __slots__ = ("_codec", "_compression", "_decode", "_fault", "_max_bytes", "_type")
+    __slots__ = ("_codec", "_compression", "_fault", "_max_bytes", "_type", "decode")
 
     def __init__(
         self,
@@ -66,7 +71,7 @@ class MessageReader(Generic[MessageT]):
     ) -> None:
         self._codec = codec
         self._type = message_type
-        self._decode = _decoder(codec, message_type)
+        self.decode = _decoder(codec, message_type)
         self._compression = compression
         self._max_bytes = max_bytes
         self._fault = fault
@@ -82,12 +87,16 @@ class MessageReader(Generic[MessageT]):
         elif self._max_bytes is not None and len(payload) > self._max_bytes:
             raise too_large(self._max_bytes)
         try:
-            return self._decode(payload)
+            return self.decode(payload)
         except Exception as error:
-            # Anything else that codecs raise may hold anything.
-            where = f", in the field {error.field}" if isinstance(error, FieldError) else ""
-            name = self._type.DESCRIPTOR.full_name
-            raise ConnectError(self._fault, f"the message is not valid {self._codec.name} of {name}{where}") from error
+            raise self.malformed(error) from error
+
+    def malformed(self, error: Exception) -> ConnectError:
+        """The coded error for what ``decode`` has raised."""
+        # Anything else that codecs raise may hold anything.
+        where = f", in the field {error.field}" if isinstance(error, FieldError) else ""
+        name = self._type.DESCRIPTOR.full_name
+        return ConnectError(self._fault, f"the message is not valid {self._codec.name} of {name}{where}")
 
     def decompress(self, payload: bytes, max_bytes: int | None = None) -> bytes:
         """What a payload that is marked as compressed holds.
@@ -137,18 +146,29 @@ def decompress(compression: Compression, payload: bytes, max_bytes: int | None, 
         raise ConnectError(fault, f"the message is not valid {compression.name}") from error
 
 
+def encoder_of(codec: Codec, message_type: type[MessageT]) -> Callable[[MessageT], bytes]:
+    """What makes bytes of messages of this type."""
+    if type(codec) is ProtoCodec:
+        return message_type.SerializeToString  # what it would call itself, as for decoding
+    return codec.encode
+
+
 class UnencodableError(Exception):
     """What a handler gave is of the right type, but has no bytes in the call's codec. The cause is what that raised."""
 
 
-def encode(codec: Codec, message: Message) -> bytes:
+def encode(encoder: Callable[[MessageT], bytes], message: MessageT) -> bytes:
     """``message``, which a handler gave, as bytes.
+
+    Args:
+        encoder: see ``encoder_of``.
+        message: the message.
 
     Raises:
         UnencodableError: the codec has none for it.
     """
     try:
-        return codec.encode(message)
+        return encoder(message)
     except Exception as error:
         raise UnencodableError from error
 
@@ -157,22 +177,26 @@ class MessageWriter:
     """Makes payloads of the messages of one call.
 
     Args:
-        codec: what the call's media type names.
+        encoder: see ``encoder_of``.
         compression: what to compress with, or None.
         min_bytes: the size from which on a message is compressed.
         max_bytes: the largest message to send, before it is compressed, or None.
     """
 
-    __slots__ = ("_compression", "_encode", "_max_bytes", "_min_bytes", "_plain")
+    __slots__ = ("_compression", "_encode", "_max_bytes", "_min_bytes", "plain")
 
     def __init__(
-        self, codec: Codec, compression: Compression | None, min_bytes: int, max_bytes: int | None = None
+        self,
+        encoder: Callable[[Any], bytes],
+        compression: Compression | None,
+        min_bytes: int,
+        max_bytes: int | None = None,
     ) -> None:
-        self._encode = codec.encode
+        self._encode = encoder
         self._compression = compression
         self._min_bytes = min_bytes
         self._max_bytes = max_bytes
-        self._plain = compression is None and max_bytes is None
+        self.plain = compression is None and max_bytes is None
 
     def write(self, message: Message) -> tuple[bytes, bool]:
         """The payload, and whether it is compressed. What the codec raises passes through.
@@ -188,7 +212,7 @@ class MessageWriter:
         Raises:
             ConnectError: as ``write``.
         """
-        return (payload, False) if self._plain else self.compress(limited(payload, self._max_bytes))
+        return (payload, False) if self.plain else self.compress(limited(payload, self._max_bytes))
 
     def compress(self, payload: bytes) -> tuple[bytes, bool]:
         """``payload``, compressed if that is wanted, and whether it is."""

@@ -78,7 +78,7 @@ class PlainServerMethod(ServerMethod):
         """
         if not isinstance(result, self.method.output):
             return call.long_way().answer(result)
-        payload = encode(self.codec, result)
+        payload = encode(self.encoder, result)
         settings = self.settings
         if len(payload) >= settings.compress_min_bytes or settings.send_max_bytes is not None:
             return call.long_way().respond_with(payload, None, None)

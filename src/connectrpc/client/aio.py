@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from google.protobuf.message import Message
 
 from connectrpc._core.chain import aclose_begun, aclose_messages, build_chain
-from connectrpc.client.aio_stream import InterceptedStream, Stream, StreamCall, Within, messages_of, next_chunk
+from connectrpc.client.aio_stream import InterceptedStream, Stream, StreamCall, Within, messages_of
 from connectrpc.client.interception import coded, given_to, new_request, passing
 from connectrpc.client.options import Procedures
 from connectrpc.errors import ConnectError
@@ -151,7 +151,7 @@ class AsyncCaller:
             response = await self._transport.send(request, _parts(procedure, reqs))
             try:
                 call.head(response.status, response.headers)
-                while len(messages) < 2 and (chunk := await next_chunk(call, response)):
+                while len(messages) < 2 and not call.ends_early(response) and (chunk := await response.read_chunk()):
                     messages.extend(itertools.islice(call.feed(chunk), 2))
                 if len(messages) < 2:
                     call.feed_end(response.trailers)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from connectrpc.interceptors import CallContext, Response
     from connectrpc.transports.base import AsyncResponse
 
-__all__ = ["InterceptedStream", "Stream", "StreamCall", "Within", "messages_of", "next_chunk"]
+__all__ = ["InterceptedStream", "Stream", "StreamCall", "Within", "messages_of"]
 
 T = TypeVar("T")
 
@@ -116,8 +116,13 @@ class Stream(StreamOutcome, AsyncStreamOutput[T]):
                     if self._deadline.expires_at is not None:
                         self._deadline.check()
                     return message  # type: ignore[no-any-return]
-                async with Within(self._deadline):
-                    chunk = await next_chunk(self._call, self._response)
+                if self._call.ends_early(self._response):
+                    chunk = b""
+                elif self._deadline.expires_at is None:
+                    chunk = await self._response.read_chunk()
+                else:
+                    async with Within(self._deadline):
+                        chunk = await self._response.read_chunk()
                 if not chunk:
                     self._call.feed_end(self._response.trailers)
                     break
@@ -141,11 +146,6 @@ class Stream(StreamOutcome, AsyncStreamOutput[T]):
     async def close(self) -> None:
         if not self._done:
             self._end(None)
-
-
-async def next_chunk(call: StreamClientCall, response: AsyncResponse) -> bytes:
-    """The next bytes of an answer; none at its end."""
-    return b"" if call.ends_early(response.uploaded) else await response.read_chunk()
 
 
 async def messages_of(stream: AsyncStreamOutput[T], response: Response) -> AsyncIterator[T]:

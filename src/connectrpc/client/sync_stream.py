@@ -30,16 +30,11 @@ def receive(call: StreamClientCall, response: SyncResponse) -> Iterator[Any]:
     Raises:
         ConnectError: what the server ended it with, or why it broke off.
     """
-    while chunk := _next_chunk(call, response):
+    while not call.ends_early(response) and (chunk := response.read_chunk()):
         for message in call.feed(chunk):
             response.check()
             yield message
     call.feed_end(response.trailers)
-
-
-def _next_chunk(call: StreamClientCall, response: SyncResponse) -> bytes:
-    """The next bytes of an answer; none at its end."""
-    return b"" if call.ends_early(response.uploaded) else response.read_chunk()
 
 
 _NONE = object()
@@ -107,7 +102,7 @@ class Stream(StreamOutcome, StreamOutput[T]):
                 return None
             self._reading = True
         try:
-            chunk = _next_chunk(self._call, self._response)
+            chunk = b"" if self._call.ends_early(self._response) else self._response.read_chunk()
         finally:
             self._reading = False
         if self._closed:  # looked at after that was set, as who closes does it the other way round

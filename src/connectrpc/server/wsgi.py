@@ -245,14 +245,10 @@ class _StreamedBody:
             for message in self._messages:
                 if timed:
                     call.deadline.check()
-                if isinstance(message, ConnectError):
-                    failure = message
-                    break
                 part = call.send(message)
                 del message  # else large ones would be there twice, and the heap would grow and shrink with each
                 yield part
-            else:
-                call.deadline.check()
+            call.deadline.check()
         except Exception as error:
             failure = coded(call, error)
         finally:

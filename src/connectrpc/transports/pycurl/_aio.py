@@ -27,7 +27,7 @@ from connectrpc.transports.pycurl._libcurl import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from types import TracebackType
 
     from typing_extensions import Self
@@ -312,16 +312,18 @@ class _Exchange:
         Raises:
             BaseException: what the exchange has failed with, when all that came before has been taken.
         """
-        while self._received_bytes < least and not self.is_over:
+        while self._received_bytes < least and not self.done and self._error is None:
             self._wanted, self._most = least, most
-            self._go_on(pycurl.PAUSE_RECV)
+            if self._paused:
+                self._go_on(pycurl.PAUSE_RECV)
             await self._wait()
         if self._error is not None and (least > 1 or not self._received):
             self._raise()
         received = b"".join(self._received)
         self._received.clear()
         self._received_bytes = 0
-        self._go_on(pycurl.PAUSE_RECV)
+        if self._paused:
+            self._go_on(pycurl.PAUSE_RECV)
         return received
 
     async def _wait(self) -> None:
@@ -443,8 +445,8 @@ class _Response:
         finally:
             self.close()
 
-    async def read_chunk(self) -> bytes:
-        return await self._exchange.read(1, AHEAD_BYTES)
+    def read_chunk(self) -> Coroutine[Any, Any, bytes]:
+        return self._exchange.read(1, AHEAD_BYTES)
 
     def close(self) -> None:
         self._exchange.close()
