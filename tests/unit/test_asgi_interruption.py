@@ -561,7 +561,7 @@ def test_a_cancellation_that_is_not_the_calls(
 ) -> None:
     """Such as that of another task that a handler waits for: it is a failure like any other."""
     # On a busy machine a stream would let other calls have their turn before, which is to wait.
-    monkeypatch.setattr("connectrpc.server.asgi._SLICE_SECONDS", 60)
+    monkeypatch.setattr("connectrpc.server.asgi_guard._TURN_SECONDS", 60)
 
     async def fail(request: object) -> None:
         if waits:
@@ -670,6 +670,66 @@ def test_many_waits_are_watched_once(method: Any) -> None:
     assert len(tasks) <= 1
     # One for the deadline, the handler's own; those that begin to watch are made when there is nothing to watch yet.
     assert len(timers) <= 6
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("apart", [False, True], ids=["in the call's task", "in a task of its own"])
+@pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)
+def test_others_have_their_turn(method: Any, apart: bool, waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream whose messages are always there lets others go on in between. One that waits for each does that anyway,
+    and takes no more turns of the loop than it has to."""
+
+    async def read(request: Any) -> None:
+        async for _ in request:
+            pass
+
+    async def answer(request: Any) -> Any:
+        await (asyncio.create_task(read(request)) if apart else read(request))
+        return reply("a")
+
+    async def stream(request: Any) -> AsyncIterator[Any]:
+        if apart:
+            await asyncio.create_task(read(request))
+        else:
+            async for _ in request:
+                yield reply("a")
+
+    def turns(seconds: float) -> int:
+        monkeypatch.setattr("connectrpc.server.asgi_guard._TURN_SECONDS", seconds)
+        left = 50
+
+        async def receive() -> Event:
+            nonlocal left
+            if waits:
+                await asyncio.sleep(0)
+            left -= 1
+            return {"type": "http.request", "body": asked(ask("a")), "more_body": left > 0}
+
+        async def send(event: Event) -> None:
+            pass
+
+        async def main() -> int:
+            turns = 0
+            loop = asyncio.get_running_loop()
+
+            def turn() -> None:
+                nonlocal turns
+                turns += 1
+                loop.call_soon(turn)
+
+            loop.call_soon(turn)
+            handler = stream if method is BIDI else answer
+            await app_of(handler)(request_of(method), receive, send)
+            return turns
+
+        return asyncio.run(main())
+
+    hurried, patient = turns(-1), turns(60)
+    if waits and not apart:  # whether a task of the handler's own has waited is not known
+        assert hurried == patient
+    elif not waits:
+        assert hurried >= 15
+        assert patient <= 10
 
 
 def test_a_request_that_has_ended_ends_with_one_event() -> None:

@@ -56,10 +56,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ASGIApplication", "asgi_app", "asgi_service"]
 
-# A stream whose messages are always there, and are always taken, would keep the loop to itself. Another call needs
-# several turns of the loop, each of which may cost a slice.
-_SLICE_SECONDS = 0.001
-
 
 class ASGIApplication:
     """One or several services. Any number of tasks may call it."""
@@ -84,10 +80,11 @@ class ASGIApplication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             short_way = self._find_short_way(scope)
-            if short_way is None:
-                await self._serve(scope, body_of(scope, receive), send)
-            else:
-                await self._serve_plain(short_way, scope, receive, send)
+            with contextlib.suppress(ClientGoneError):  # there is nobody to answer
+                if short_way is None:
+                    await self._serve(scope, body_of(scope, receive), send)
+                else:
+                    await self._serve_plain(short_way, scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "websocket":
@@ -141,29 +138,26 @@ class ASGIApplication:
                     result = await _wait(steps, pending, receive)
             answer = server.write_plain(result, call)
         except ClientGoneError:
-            return
+            raise
         except Exception as error:
             answer = failed(call.long_way(), error)
-        with contextlib.suppress(ClientGoneError):
-            if isinstance(answer, WholeResponse):
-                await _send(answer, send)
-            elif short_way.trailers is None:
-                await _send_answer(200, [*short_way.headers, _length(answer)], answer, send)
-            else:
-                await _send_answer(200, [*short_way.headers], answer, send, [*short_way.trailers])
+        if isinstance(answer, WholeResponse):
+            await _send(answer, send)
+        elif short_way.trailers is None:
+            await _send_answer(200, [*short_way.headers, _length(answer)], answer, send)
+        else:
+            await _send_answer(200, [*short_way.headers], answer, send, [*short_way.trailers])
 
-    async def _serve(self, scope: Scope, body: RequestBody | WholeResponse, send: Send) -> None:
-        with contextlib.suppress(ClientGoneError):  # there is nobody to answer
-            if isinstance(body, WholeResponse):
-                await _send(body, send)
-                return
-            head = Head(scope)
-            negotiated = negotiate(self._endpoints, head)
-            if isinstance(negotiated, WholeResponse):
-                body.open = may_stream(head)
-                await _answer(negotiated, body, send)
-            else:
-                await _call(*negotiated, body, send)
+    def _serve(self, scope: Scope, body: RequestBody | WholeResponse, send: Send) -> Coroutine[Any, Any, None]:
+        """The long way, to be awaited: a coroutine of its own would cost each message of a stream a little."""
+        if isinstance(body, WholeResponse):
+            return _send(body, send)
+        head = Head(scope)
+        negotiated = negotiate(self._endpoints, head)
+        if isinstance(negotiated, WholeResponse):
+            body.open = may_stream(head)
+            return _answer(negotiated, body, send)
+        return _call(*negotiated, body, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         """The lifespan protocol. Most services need nothing of it, but servers ask."""
@@ -294,19 +288,31 @@ async def _wait(steps: Generator[Any, Any, Any], pending: Any, receive: Receive)
         guard.stop()
 
 
-async def _call(endpoint: Endpoint, call: ServerCall, body: RequestBody, send: Send) -> None:
+def _call(endpoint: Endpoint, call: ServerCall, body: RequestBody, send: Send) -> Coroutine[Any, Any, None]:
+    """What serves a call, to be awaited."""
     guard = Guard(call.deadline, body)
+    kind = endpoint.method.kind
     requests = None
-    body.open = endpoint.method.kind.client_streams
+    body.open = kind.client_streams
     if body.open:
         assert isinstance(call, StreamServerCall)
         body.may_wait(endpoint.read_max_bytes)
-        requests = _messages(call, body)
+        requests = body.messages(call, guard)
+    if kind.server_streams:
+        assert isinstance(call, StreamServerCall)
+        return _stream(endpoint, call, body, requests, send, guard)
+    return _single(endpoint, call, body, requests, send, guard)
+
+
+async def _single(
+    endpoint: Endpoint,
+    call: ServerCall,
+    body: RequestBody,
+    requests: AsyncGenerator[Any, None] | None,
+    send: Send,
+    guard: Guard,
+) -> None:
     try:
-        if endpoint.method.kind.server_streams:
-            assert isinstance(call, StreamServerCall)
-            await _stream(endpoint, call, body, requests, send, guard)
-            return
         try:
             call.deadline.check()
             result = endpoint.handler(await guard.run(_request(call, body, requests)))
@@ -320,12 +326,16 @@ async def _call(endpoint: Endpoint, call: ServerCall, body: RequestBody, send: S
         guard.stop()
         await _taken(call, _answer(response, body, send))
     finally:
-        guard.stop()
-        if requests is not None:
-            # Left to itself it would have the event loop make a task to close it.
-            with contextlib.suppress(RuntimeError):  # a task of the handler's is still at it
-                await requests.aclose()
-        body.close()
+        await _leave(body, requests, guard)
+
+
+async def _leave(body: RequestBody, requests: AsyncGenerator[Any, None] | None, guard: Guard) -> None:
+    guard.stop()
+    if requests is not None:
+        # Left to itself it would have the event loop make a task to close it.
+        with contextlib.suppress(RuntimeError):  # a task of the handler's is still at it
+            await requests.aclose()
+    body.close()
 
 
 async def _stream(
@@ -336,34 +346,37 @@ async def _stream(
     send: Send,
     guard: Guard,
 ) -> None:
-    given: Any = None
     try:
-        call.deadline.check()
-        result = endpoint.handler(await guard.run(_request(call, body, requests)))
-        if inspect.isawaitable(result):
-            result = await guard.run(result)
-        given, headers, stream = messages_of(call.method, result)
-        head = call.start(headers)
-        messages = as_async(given)
-    except ClientGoneError:
-        raise
-    except Exception as error:
-        await _close(given, call)
-        response = failed(call, error)
-        guard.stop()
-        await _taken(call, _answer(response, body, send))
-        return
-    failure: ConnectError | None
-    try:
-        failure = await guard.run(_send_messages(call, head, messages, send, guard))
-    except ClientGoneError:
-        raise
-    except Exception as error:
-        failure = coded(call, error)
+        given: Any = None
+        try:
+            call.deadline.check()
+            result = endpoint.handler(await guard.run(_request(call, body, requests)))
+            if inspect.isawaitable(result):
+                result = await guard.run(result)
+            given, headers, stream = messages_of(call.method, result)
+            head = call.start(headers)
+            messages = as_async(given)
+        except ClientGoneError:
+            raise
+        except Exception as error:
+            await _close(given, call)
+            response = failed(call, error)
+            guard.stop()
+            await _taken(call, _answer(response, body, send))
+            return
+        failure: ConnectError | None = None
+        try:
+            await guard.run(_send_messages(call, head, messages, send, guard))
+        except ClientGoneError:
+            raise
+        except Exception as error:
+            failure = coded(call, error)
+        finally:
+            guard.stop()  # what cleans up is not to be disturbed
+            await _close(messages, call)
+        await _taken(call, _end_stream(call, last_part(call, failure, stream), body, send))
     finally:
-        guard.stop()  # what cleans up is not to be disturbed
-        await _close(messages, call)
-    await _taken(call, _end_stream(call, last_part(call, failure, stream), body, send))
+        await _leave(body, requests, guard)
 
 
 async def _end_stream(call: StreamServerCall, last: bytes, body: RequestBody, send: Send) -> None:
@@ -376,15 +389,18 @@ async def _end_stream(call: StreamServerCall, last: bytes, body: RequestBody, se
         await _send_event(_trailers(_native(call.trailers)), send)
 
 
-async def _send_messages(
-    call: StreamServerCall, head: ResponseHead, messages: Any, send: Send, guard: Guard
-) -> ConnectError | None:
-    """Send the head and the messages of a streamed answer. The error that stands among them, if one does."""
+async def _send_messages(call: StreamServerCall, head: ResponseHead, messages: Any, send: Send, guard: Guard) -> None:
+    """Send the head and the messages of a streamed answer.
+
+    Raises:
+        ConnectError: an error stands among them, or the deadline has passed.
+        ClientGoneError: the client has left.
+    """
     guard.sending = True
     await _send_event(_start(head.status, _native(head.headers), trailers=call.has_trailers), send)
     await _send_part(b"", send, more=True)  # some servers keep the head until there is a part
     expires_at = call.deadline.expires_at
-    slice_ends = time.monotonic() + _SLICE_SECONDS
+    waits = guard.waits
     while guard.reason is None:
         guard.sending = False
         try:  # not `async for`: an iterator need not be iterable
@@ -393,11 +409,8 @@ async def _send_messages(
             break
         if guard.reason is not None:
             break
-        now = time.monotonic()
-        if expires_at is not None and now >= expires_at:
+        if expires_at is not None and time.monotonic() >= expires_at:
             break
-        if isinstance(message, ConnectError):
-            return message
         part = call.send(message)
         del message  # else large ones would be there twice, and the heap would grow and shrink with each
         guard.sending = True
@@ -405,13 +418,13 @@ async def _send_messages(
             await send({"type": "http.response.body", "body": part, "more_body": True})
         except Exception as error:  # as below
             raise ClientGoneError from error
-        if now > slice_ends:
+        if guard.waits != waits:
+            waits = guard.waits
+        elif guard.turn_is_over():
             await asyncio.sleep(0)
-            slice_ends = time.monotonic() + _SLICE_SECONDS
     if guard.reason is not None:
         raise guard.reason
     call.deadline.check()
-    return None
 
 
 async def _taken(call: ServerCall, sending: Coroutine[Any, Any, None]) -> None:
@@ -514,17 +527,3 @@ async def _request(
         call.take(chunk)
         chunk = await body.read()
     return ClientRequest(call.taken(), call)
-
-
-async def _messages(call: StreamServerCall, body: RequestBody) -> AsyncGenerator[Any, None]:
-    timed = call.deadline.expires_at is not None
-    slice_ends = time.monotonic() + _SLICE_SECONDS
-    while chunk := await body.read():
-        for message in call.feed(chunk):
-            if timed:
-                call.deadline.check()
-            yield message
-            if time.monotonic() > slice_ends:
-                await asyncio.sleep(0)
-                slice_ends = time.monotonic() + _SLICE_SECONDS
-    call.feed_end()

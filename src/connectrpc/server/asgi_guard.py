@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
+import types
 from typing import TYPE_CHECKING, Any
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
@@ -31,6 +33,10 @@ _EXPIRE_AFTER_SECONDS = 0.005
 # How long after the deadline a part of a stream may take that is being sent then. A client that does not take it has
 # left, or need not be told of the deadline; and the handler is held up as long.
 _SENDING_MAX_SECONDS = 2.0
+
+# A stream whose messages are always there, and are always taken, would keep the loop to itself. Another call needs
+# several turns of the loop, each of which may cost as much.
+_TURN_SECONDS = 0.001
 
 _NOT_BEGUN = object()
 """Not None: that is what bare yields give, such as those of ``asyncio.sleep(0)``."""
@@ -64,9 +70,23 @@ class Guard:
         reason: what has ended the call, or None.
         sending: whether the task is giving a part of a stream to the server. The deadline does not cancel it there:
             half of the part may have gone out, and the client would take the end of the stream for the other half.
+        waits: how often the task has waited.
     """
 
-    __slots__ = ("_body", "_cancelled", "_cancelling", "_deadline", "_stopped", "_task", "_timer", "reason", "sending")
+    __slots__ = (
+        "_body",
+        "_cancelled",
+        "_cancelling",
+        "_deadline",
+        "_stopped",
+        "_task",
+        "_timer",
+        "_turn",
+        "_turn_ends",
+        "reason",
+        "sending",
+        "waits",
+    )
 
     def __init__(self, deadline: Deadline, body: RequestBody) -> None:
         self._deadline = deadline
@@ -78,8 +98,11 @@ class Guard:
         self._timer: asyncio.TimerHandle | None = None
         self.reason: ConnectError | None = None
         self.sending = False
+        self.waits = 0
+        self._turn = -1  # what `waits` was when it began
+        self._turn_ends = 0.0
 
-    async def run(self, awaitable: Awaitable[Any]) -> Any:
+    def run(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
         """What ``awaitable`` gives. Everything is awaited in here, until ``stop``.
 
         Raises:
@@ -87,9 +110,10 @@ class Guard:
             ClientGoneError: the client has left meanwhile.
             StrayCancellationError: see there. From Python 3.11 on; before, only where nothing has waited.
         """
-        return await self.go_on(awaitable.__await__(), _NOT_BEGUN)
+        return self.go_on(awaitable.__await__(), _NOT_BEGUN)
 
-    async def go_on(self, steps: Generator[Any, Any, Any], pending: Any) -> Any:
+    @types.coroutine
+    def go_on(self, steps: Generator[Any, Any, Any], pending: Any) -> Generator[Any, Any, Any]:
         """``run``, for something that has been begun.
 
         Args:
@@ -97,7 +121,20 @@ class Guard:
             pending: what that waits for.
         """
         try:
-            result = await _Watched(steps, pending, self)
+            try:
+                if pending is _NOT_BEGUN:
+                    pending = next(steps)
+                self._watch()
+                while True:
+                    try:
+                        sent = yield pending
+                    except BaseException as error:
+                        pending = steps.throw(error)
+                    else:
+                        self.waits += 1
+                        pending = steps.send(sent)
+            except StopIteration as done:
+                result = done.value
         except (Exception, asyncio.CancelledError) as error:
             if self.reason is None:
                 if isinstance(error, asyncio.CancelledError) and not self._cancelled_by_others():
@@ -114,7 +151,20 @@ class Guard:
         # Not from in there: what was raised would be its context, and keep the call's frames.
         raise self.reason
 
-    def watch(self) -> None:
+    def turn_is_over(self) -> bool:
+        """Whether the task has gone on for so long without waiting that others should.
+
+        It is a look at the clock: no need to ask where it has waited since the last message.
+        """
+        now = time.monotonic()
+        begins = self._turn != self.waits
+        if not begins and now <= self._turn_ends:
+            return False
+        self._turn = self.waits
+        self._turn_ends = now + _TURN_SECONDS  # also where a task of the handler's own is to wait
+        return not begins
+
+    def _watch(self) -> None:
         """Begin to watch: something is being waited for."""
         if self._task is None:
             self._task = asyncio.current_task()
@@ -163,30 +213,3 @@ class Guard:
         if self._task is None:  # nothing has waited, and so nothing could be cancelled
             return False
         return cancellations() > self._cancelling if sys.version_info >= (3, 11) else self.reason is None
-
-
-class _Watched:
-    """Awaits something, and has the guard watch only if that has to wait."""
-
-    __slots__ = ("_guard", "_pending", "_steps")
-
-    def __init__(self, steps: Generator[Any, Any, Any], pending: Any, guard: Guard) -> None:
-        self._steps: Any = steps
-        self._pending = pending
-        self._guard = guard
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        steps, pending, guard = self._steps, self._pending, self._guard
-        try:
-            if pending is _NOT_BEGUN:
-                pending = next(steps)
-            while True:
-                guard.watch()
-                try:
-                    sent = yield pending
-                except BaseException as error:
-                    pending = steps.throw(error)
-                else:
-                    pending = steps.send(sent)
-        except StopIteration as done:
-            return done.value

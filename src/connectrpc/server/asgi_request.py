@@ -6,7 +6,7 @@ import asyncio
 import collections
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
 
@@ -15,6 +15,12 @@ from connectrpc._core.http import RequestHead, WholeResponse
 from connectrpc._core.negotiate import plain_response
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.server.handlers import DRAIN_IDLE_SECONDS, DRAIN_MAX_BYTES, DRAIN_MAX_SECONDS, logger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from connectrpc._core.call import StreamServerCall
+    from connectrpc.server.asgi_guard import Guard
 
 __all__ = [
     "ClientGoneError",
@@ -36,6 +42,7 @@ _READ_AHEAD_MAX_BYTES = 64 * 1024
 # has room for as much as a call of one message may hold while its handler waits.
 _UNBEGUN_MAX_BYTES = 4 * 1024 * 1024
 
+_LEFT: dict[str, Any] = {"type": "http.disconnect"}
 _EVENT_BYTES = 256  # what an event takes beside its body
 
 # Most of what is waited for takes a few milliseconds. A timer that is taken back costs a tenth of a task that is.
@@ -212,7 +219,9 @@ class RequestBody:
         self.ended = ended
         self.http_1 = http_1
         self.open = True
-        if received is not None and self._notice(received):
+        if received is not None:
+            if received["type"] == "http.disconnect":
+                self._leave()
             self._ahead = collections.deque([received])
             self._ahead_bytes = _size(received)
 
@@ -243,6 +252,48 @@ class RequestBody:
                 return chunk
         return b""
 
+    async def messages(self, call: StreamServerCall, guard: Guard) -> AsyncGenerator[Any, None]:
+        """The messages of a stream, in place of ``read``.
+
+        Raises:
+            ConnectError: the deadline has passed, or what the client has sent is no message.
+            ClientGoneError: the client left before the end.
+        """
+        self._ahead_max_bytes = _READ_AHEAD_MAX_BYTES
+        timed = call.deadline.expires_at is not None
+        waits = guard.waits
+        while not self.ended:
+            # As in `read`, which would cost each message more than all that this does: so would any other coroutine.
+            if self._ahead or self._reader is not None or self.gone:
+                event = await self._next()
+            else:
+                self._receiving = True
+                try:
+                    event = await self._receive()
+                except Exception:
+                    event = _LEFT
+                finally:
+                    self._receiving = False
+                    if self._timer is None:
+                        self._watch_soon()
+                if event["type"] == "http.disconnect":
+                    self._leave()
+            if self.gone:
+                raise ClientGoneError
+            self.ended = not event.get("more_body", False)
+            chunk: bytes = event.get("body", b"")
+            if not chunk:
+                continue
+            for message in call.feed(chunk):
+                if guard.waits != waits:
+                    waits = guard.waits
+                elif guard.turn_is_over():
+                    await asyncio.sleep(0)
+                if timed:
+                    call.deadline.check()
+                yield message
+        call.feed_end()
+
     async def _next(self) -> dict[str, Any]:
         while not self._ahead and self._reader is not None and not self.gone:
             self._wanted = True
@@ -253,7 +304,7 @@ class RequestBody:
         if not self._ahead:
             self._receiving = True
             try:
-                return {} if self.gone else await self._event()
+                return _LEFT if self.gone else await self._event()
             finally:
                 self._receiving = False
                 self._watch_soon()
@@ -267,17 +318,16 @@ class RequestBody:
         try:
             event = await self._receive()
         except Exception:  # servers differ in how they say that a client has left
-            event = {"type": "http.disconnect"}
-        self._notice(event)
+            event = _LEFT
+        if event["type"] == "http.disconnect":
+            self._leave()
         return event
 
-    def _notice(self, event: dict[str, Any]) -> bool:
-        """Whether an event says something else than that the client has left."""
-        if event["type"] == "http.disconnect":
-            self.gone = True
-            if self._on_leave is not None:
-                self._on_leave()
-        return not self.gone
+    def _leave(self) -> None:
+        """Take note that the client has left."""
+        self.gone = True
+        if self._on_leave is not None:
+            self._on_leave()
 
     async def _change(self) -> None:
         assert self._changed is not None
