@@ -118,7 +118,7 @@ class Stream(StreamOutcome, AsyncStreamOutput[T]):
                     return message  # type: ignore[no-any-return]
                 if self._call.ends_early(self._response):
                     chunk = b""
-                elif self._deadline.expires_at is None:
+                elif self._deadline.expires_at is None:  # as `Within` would, but for two coroutines a chunk
                     chunk = await self._response.read_chunk()
                 else:
                     async with Within(self._deadline):
