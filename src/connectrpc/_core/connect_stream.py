@@ -5,23 +5,20 @@ https://connectrpc.com/docs/protocol "Streaming-Request", "Streaming-Response".
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
 
-from connectrpc._core.call import ServerMethod, StreamClientCall
+from connectrpc._core.call import ServerMethod
 from connectrpc._core.connect import check_version, connect_timeout, open_deadline
-from connectrpc._core.envelope import COMPRESSED, EnvelopeReader, envelope
-from connectrpc._core.envelope_call import EnvelopeServerCall, EnvelopeStreamClient
+from connectrpc._core.envelope import envelope
+from connectrpc._core.envelope_call import EnvelopeClientCall, EnvelopeServerCall, EnvelopeStreamClient
 from connectrpc._core.http import ResponseHead
 from connectrpc._core.metadata import checked
 from connectrpc._core.wire_error import end_stream_from_json, end_stream_to_json
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from connectrpc._core.call import ServerSettings
     from connectrpc._core.http import HeaderView, RequestHead
     from connectrpc._core.metadata import Metadata
@@ -94,52 +91,17 @@ class ConnectStreamClient(EnvelopeStreamClient):
         return ConnectStreamClientCall(self)
 
 
-class ConnectStreamClientCall(StreamClientCall):
+class ConnectStreamClientCall(EnvelopeClientCall):
     """The answer to a streaming call."""
 
-    __slots__ = ("_client", "_envelopes", "_error", "_headers", "_reader", "_trailers", "complete")
+    __slots__ = ("_error", "_trailers")
 
     def __init__(self, client: ConnectStreamClient) -> None:
-        self._client = client
-        self._envelopes = EnvelopeReader(client.settings.read_max_bytes, client.last)
-        self._headers: HeaderView | None = None
-        self.complete = False
+        super().__init__(client)
         self._error: ConnectError | None = None
         self._trailers: CIMultiDict[str] = CIMultiDict()
 
-    def head(self, status: int, headers: HeaderView) -> None:
-        self._headers = headers
-        try:
-            self._reader = self._client.open_answer(status, headers)
-        except ConnectError as error:
-            raise self._told(error)  # noqa: B904  it is the same error
-
-    def feed(self, chunk: bytes) -> Iterator[Any]:
-        payload = None if self.complete else self._envelopes.whole(chunk)
-        if payload is None:
-            return self._feed(chunk)
-        try:
-            return iter((self._reader.read(payload, False),))
-        except ConnectError as error:
-            raise self._told(error)  # noqa: B904  it is the same error
-
-    def _feed(self, chunk: bytes) -> Iterator[Any]:
-        try:
-            read = self._reader.read
-            for flags, payload in self._envelopes.feed(chunk):
-                if self.complete:
-                    raise ConnectError(ConnectErrorCode.INTERNAL, "a message after the end of the stream")
-                if flags <= COMPRESSED:
-                    yield read(payload, flags == COMPRESSED)
-                elif flags & ~COMPRESSED == END_STREAM:
-                    self._end(self._reader.decompress_last(payload) if flags & COMPRESSED else payload)
-                else:
-                    raise ConnectError(ConnectErrorCode.INTERNAL, f"a message with the unknown flags {flags:#04x}")
-        except ConnectError as error:
-            raise self._told(error)  # noqa: B904  it is the same error
-
     def _end(self, payload: bytes) -> None:
-        self.complete = True
         self._error, self._trailers = end_stream_from_json(payload)
 
     def feed_end(self, trailers: HeaderView | None = None) -> None:  # noqa: ARG002  the last message has them
@@ -156,8 +118,3 @@ class ConnectStreamClientCall(StreamClientCall):
 
     def metadata(self) -> Metadata:
         return CIMultiDict(() if self._headers is None else self._headers.items()), self._trailers
-
-    def _told(self, error: ConnectError) -> ConnectError:
-        """``error``, which can tell the headers and trailers."""
-        error._read_metadata = functools.partial(ConnectStreamClientCall.metadata, self)
-        return error

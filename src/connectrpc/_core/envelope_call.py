@@ -5,7 +5,14 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING, Any
 
-from connectrpc._core.call import StreamClient, StreamServerCall, exactly_one, wrong_input, wrong_output
+from connectrpc._core.call import (
+    StreamClient,
+    StreamClientCall,
+    StreamServerCall,
+    exactly_one,
+    wrong_input,
+    wrong_output,
+)
 from connectrpc._core.envelope import COMPRESSED, HEADER_SIZE, EnvelopeReader, envelope
 from connectrpc._core.http import HTTPRequest, WholeResponse
 from connectrpc._core.message import MessageReader, MessageWriter, UnencodableError, choose_compression, encoder_of
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
     from connectrpc.headers import HeaderInput
     from connectrpc.method import Method
 
-__all__ = ["EnvelopeServerCall", "EnvelopeStreamClient"]
+__all__ = ["EnvelopeClientCall", "EnvelopeServerCall", "EnvelopeStreamClient"]
 
 
 class EnvelopeServerCall(StreamServerCall):
@@ -231,3 +238,66 @@ class EnvelopeStreamClient(StreamClient):
         return MessageReader(
             settings.codec, self.method.output, compression, settings.read_max_bytes, ConnectErrorCode.INTERNAL
         )
+
+
+class EnvelopeClientCall(StreamClientCall):
+    """The answer to a call whose messages travel in envelopes.
+
+    What a protocol adds is ``feed_end``, ``metadata`` and, where an envelope ends its answers, ``_end``.
+    """
+
+    __slots__ = ("_begun", "_client", "_envelopes", "_headers", "_reader", "complete")
+
+    def __init__(self, client: EnvelopeStreamClient) -> None:
+        self._client = client
+        self._envelopes = EnvelopeReader(client.settings.read_max_bytes, client.last)
+        self._headers: HeaderView | None = None
+        self._begun = False  # whether a message has come
+        self.complete = False
+
+    def head(self, status: int, headers: HeaderView) -> None:
+        self._headers = headers
+        try:
+            self._reader = self._client.open_answer(status, headers)
+        except ConnectError as error:
+            raise self._told(error)  # noqa: B904  it is the same error
+
+    def feed(self, chunk: bytes) -> Iterator[Any]:
+        payload = None if self.complete else self._envelopes.whole(chunk)
+        if payload is None:
+            return self._feed(chunk)
+        self._begun = True
+        try:
+            return iter((self._reader.read(payload, False),))
+        except ConnectError as error:
+            raise self._told(error)  # noqa: B904  it is the same error
+
+    def _feed(self, chunk: bytes) -> Iterator[Any]:
+        try:
+            read = self._reader.read
+            for flags, payload in self._envelopes.feed(chunk):
+                if self.complete:
+                    raise ConnectError(ConnectErrorCode.INTERNAL, "a message after the end of the answer")
+                if flags <= COMPRESSED:
+                    self._begun = True
+                    yield read(payload, flags == COMPRESSED)
+                elif flags & ~COMPRESSED == self._client.last:
+                    self.complete = True
+                    self._end(self._reader.decompress_last(payload) if flags & COMPRESSED else payload)
+                else:
+                    raise ConnectError(ConnectErrorCode.INTERNAL, f"a message with the unknown flags {flags:#04x}")
+        except ConnectError as error:
+            raise self._told(error)  # noqa: B904  it is the same error
+
+    def _end(self, payload: bytes) -> None:
+        """Take what the envelope that ends an answer holds. Not called where the client's ``last`` is 0.
+
+        Raises:
+            ConnectError: ``internal``: it is malformed.
+        """
+        raise NotImplementedError
+
+    def _told(self, error: ConnectError) -> ConnectError:
+        """``error``, which can tell the headers and trailers."""
+        error._read_metadata = self.metadata
+        return error

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
 
-from connectrpc._core.call import StreamClientCall, UnaryClient
-from connectrpc._core.envelope import COMPRESSED, HEADER_SIZE, LAST_MAX_BYTES, EnvelopeReader, envelope
-from connectrpc._core.envelope_call import EnvelopeServerCall, EnvelopeStreamClient
+from connectrpc._core.call import UnaryClient
+from connectrpc._core.envelope import HEADER_SIZE, LAST_MAX_BYTES, envelope
+from connectrpc._core.envelope_call import EnvelopeClientCall, EnvelopeServerCall, EnvelopeStreamClient
 from connectrpc._core.grpc_status import DETAILS, MESSAGE, STATUS, error_from_status, status_of
 from connectrpc._core.http import ResponseHead, WholeResponse
 from connectrpc._core.metadata import checked, split_trailers_only
@@ -24,7 +24,7 @@ from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.method import MethodKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from connectrpc._core.call import ClientSettings, ServerSettings
     from connectrpc._core.http import HeaderList, HeaderView, HTTPRequest, RequestHead
@@ -236,57 +236,14 @@ _MANY = 16
 """So many messages where there should be one are not read to their end, which may say what went wrong."""
 
 
-class GrpcClientCall(StreamClientCall):
+class GrpcClientCall(EnvelopeClientCall):
     """The answer to a call of any kind."""
 
-    __slots__ = ("_begun", "_client", "_envelopes", "_headers", "_reader", "_trailers", "complete")
+    __slots__ = ("_trailers",)
 
     def __init__(self, client: GrpcStreamClient) -> None:
-        self._client = client
-        self._envelopes = EnvelopeReader(client.settings.read_max_bytes, client.last)
-        self._headers: HeaderView | None = None
-        self._begun = False
+        super().__init__(client)
         self._trailers: HeaderView | None = None
-        self.complete = False
-
-    def head(self, status: int, headers: HeaderView) -> None:
-        self._headers = headers
-        try:
-            self._reader = self._client.open_answer(status, headers)
-        except ConnectError as error:
-            raise self._told(error)  # noqa: B904  it is the same error
-
-    def feed(self, chunk: bytes) -> Iterator[Any]:
-        payload = None if self.complete else self._envelopes.whole(chunk)
-        if payload is None:
-            return self._feed(chunk)
-        self._begun = True
-        try:
-            return iter((self._reader.read(payload, False),))
-        except ConnectError as error:
-            raise self._told(error)  # noqa: B904  it is the same error
-
-    def _feed(self, chunk: bytes) -> Iterator[Any]:
-        try:
-            read = self._reader.read
-            for flags, payload in self._envelopes.feed(chunk):
-                if self.complete:
-                    raise ConnectError(ConnectErrorCode.INTERNAL, "a message after the end of the answer")
-                if flags <= COMPRESSED:
-                    self._begun = True
-                    yield read(payload, flags == COMPRESSED)
-                else:
-                    self._take(flags, payload)
-        except ConnectError as error:
-            raise self._told(error)  # noqa: B904  it is the same error
-
-    def _take(self, flags: int, payload: bytes) -> None:  # noqa: ARG002
-        """Take what is no message.
-
-        Raises:
-            ConnectError: ``internal``: the protocol has nothing but messages, or not this.
-        """
-        raise ConnectError(ConnectErrorCode.INTERNAL, f"a message with the unknown flags {flags:#04x}")
 
     def feed_end(self, trailers: HeaderView | None = None) -> None:
         if self._trailers is None and trailers is not None and any(True for _ in trailers.items()):
@@ -314,11 +271,6 @@ class GrpcClientCall(StreamClientCall):
         if STATUS in headers and not self._begun:
             return split_trailers_only(headers.items())
         return headers, CIMultiDict()
-
-    def _told(self, error: ConnectError) -> ConnectError:
-        """``error``, which can tell the headers and trailers."""
-        error._read_metadata = functools.partial(GrpcClientCall.metadata, self)
-        return error
 
 
 def _error_in(said: HeaderView) -> ConnectError | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
 
-from connectrpc._core.envelope import COMPRESSED, envelope
+from connectrpc._core.envelope import envelope
 from connectrpc._core.envelope_call import EnvelopeServerCall
 from connectrpc._core.grpc import (
     GrpcClientCall,
@@ -93,11 +93,8 @@ class GrpcWebClientCall(GrpcClientCall):
 
     __slots__ = ()
 
-    def _take(self, flags: int, payload: bytes) -> None:
-        if flags & ~COMPRESSED != TRAILERS:
-            super()._take(flags, payload)
-        self._trailers = _trailers(self._reader.decompress_last(payload) if flags & COMPRESSED else payload)
-        self.complete = True
+    def _end(self, payload: bytes) -> None:
+        self._trailers = _trailers(payload)
 
 
 def _trailers(block: bytes) -> CIMultiDict[str]:
