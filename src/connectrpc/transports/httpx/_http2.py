@@ -1,0 +1,136 @@
+"""The streams of HTTP/2 connections, which calls share."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+import httpx
+
+__all__ = ["H2_FAILURES", "Stream", "pool_of"]
+
+try:
+    from h2.events import DataReceived, StreamReset
+    from h2.exceptions import H2Error
+except ImportError:  # httpx has HTTP/2 only where it is
+    H2_FAILURES: tuple[type[Exception], ...] = ()
+else:
+    H2_FAILURES = (H2Error,)
+
+_RESET_FAILURES: tuple[type[Exception], ...] = (AttributeError, *H2_FAILURES)
+
+_CANCEL = 8  # the error code of RFC 9113 section 7
+
+
+def pool_of(client: Any, url: str) -> Any:
+    """The pool of connections that httpx takes for a URL.
+
+    Raises:
+        AttributeError: it has none, or not where it is looked for.
+    """
+    return client._transport_for_url(httpx.URL(url))._pool
+
+
+class _Locked:
+    """What h2 knows of a connection, for one thread after another."""
+
+    def __init__(self, state: Any) -> None:
+        self.__dict__.update(_state=state, _lock=threading.RLock())
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._state, name)
+        if not callable(value):
+            return value
+
+        def locked(*args: Any, **kwargs: Any) -> Any:
+            with self._lock:
+                return value(*args, **kwargs)
+
+        return locked
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._state, name, value)
+
+
+class Stream:
+    """One call's stream of an HTTP/2 connection.
+
+    httpcore tells nobody of a call that ends early: the server goes on, what it sends uses up the connection's window,
+    and a connection with a hundred such streams takes no more. It has no public way to end one, so this reaches for
+    its connection, and does without where that is not to be found.
+    """
+
+    def __init__(self, connection: Any, request: Any, number: int) -> None:
+        self._connection = connection
+        self._request = request
+        self._number = number
+        self._over = False
+
+    @property
+    def network(self) -> Any:
+        """The connection as httpcore reads and writes it."""
+        return getattr(self._connection, "_network_stream", None)
+
+    @classmethod
+    def find(cls, client: Any, url: str, info: dict[str, Any]) -> Stream | None:
+        """The stream of a request that is just being sent, from what the trace extension tells."""
+        request = info["request"]
+        try:
+            for queued in list(pool_of(client, url)._requests):
+                if queued.request is request:
+                    connection = queued.connection
+                    while not hasattr(connection, "_h2_state"):
+                        connection = connection._connection
+                    return cls(connection, request, info["stream_id"])
+        except AttributeError:
+            pass
+        return None
+
+    def share(self) -> None:
+        """Let threads use the connection at the same time, which httpcore alone does not: what two of them send, and
+        the books that are kept of it, get mixed up."""
+        if not isinstance(self._connection._h2_state, _Locked):
+            self._connection._h2_state = _Locked(self._connection._h2_state)
+
+    def reset(self, *, wake: bool = False) -> bool:
+        """Have the stream end. Whether there is anything to send to the server.
+
+        Args:
+            wake: have a thread that reads the connection for this stream find that out.
+        """
+        if self._over:
+            return False
+        self._over = True
+        try:
+            h2 = self._connection._h2_state
+            events = self._connection._events.get(self._number, [])
+            for event in list(events):
+                if isinstance(event, DataReceived) and event.flow_controlled_length:
+                    h2.acknowledge_received_data(event.flow_controlled_length, self._number)
+            h2.reset_stream(self._number, _CANCEL)
+            if wake:
+                end = StreamReset.__new__(StreamReset)
+                end.stream_id, end.error_code, end.remote_reset = self._number, _CANCEL, False
+                events.append(end)
+                h2.ping(b"\0" * 8)  # its answer is what the thread reads
+        except _RESET_FAILURES:
+            return False  # it had ended
+        return True
+
+    def cancel(self) -> None:
+        """End the stream of a call that a thread may be blocked in."""
+        if self.reset(wake=True):
+            self._flush()
+
+    def end(self) -> None:
+        """End the stream of a call that nobody waits for."""
+        if self.reset():
+            self._flush()
+
+    def _flush(self) -> None:
+        with contextlib.suppress(Exception):
+            self._connection._write_outgoing_data(self._request)
+
+    async def aflush(self) -> None:
+        await self._connection._write_outgoing_data(self._request)
