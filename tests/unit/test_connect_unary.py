@@ -324,6 +324,15 @@ def test_errors_are_read(status: int, content_type: str | None, body: bytes, cod
     assert (code_of(caught.value), caught.value.message) == (code, message)
 
 
+def test_limits_are_for_messages_not_for_errors() -> None:
+    body = json.dumps({"code": "not_found", "message": "m" * 2000}).encode()
+    for headers, sent in (({}, body), ({"content-encoding": "gzip"}, GZIP.compress(body))):
+        for limit in (0, 1, 1000):
+            with pytest.raises(ConnectError) as caught:
+                read(404, JSON, sent, headers, read_max_bytes=limit)
+            assert (code_of(caught.value), caught.value.message) == ("not_found", "m" * 2000)
+
+
 def test_an_error_is_read_whatever_the_codec() -> None:
     value = base64.b64encode(b"\x08\x05").decode()
     body = json.dumps({"code": "aborted", "details": [{"type": "google.protobuf.Duration", "value": value}]}).encode()
@@ -342,8 +351,8 @@ def test_an_error_is_read_whatever_the_codec() -> None:
     [
         (b"broken", {"content-encoding": "gzip"}),
         (b"unknown", {"content-encoding": "compress"}),
-        (b"x" * 2000, {}),
-        (GZIP.compress(b"x" * 2000), {"content-encoding": "gzip"}),
+        (b'{"code":"aborted"}' + b" " * 64 * 1024, {}),
+        (GZIP.compress(b'{"code":"aborted"}' + b" " * 64 * 1024), {"content-encoding": "gzip"}),
     ],
 )
 def test_an_error_that_cannot_be_read_says_less_than_the_status(body: bytes, headers: dict[str, str]) -> None:

@@ -287,6 +287,8 @@ DETAIL = [Duration(seconds=5)]
         # Fields that a later version may have.
         (b"\x20\x01" + status_bytes() + b"\x2a\x03abc", DETAIL),
         (status_bytes() + b"\xfa\xff\xff\xff\x0f\x00", DETAIL),
+        (b"\x21" + bytes(8) + b"\x25" + bytes(4) + status_bytes(), DETAIL),
+        (b"\x19" + bytes(8) + b"\x1d" + bytes(4) + status_bytes(), DETAIL),
     ],
 )
 @pytest.mark.parametrize("pad", [False, True])
@@ -329,6 +331,8 @@ WHOLE = status_bytes()
         encoded(b"\x0c"),
         encoded(b"\x1f\x00"),
         encoded(b"\x12\x05m"),
+        encoded(b"\x21" + bytes(7)),
+        encoded(b"\x25" + bytes(3)),
         encoded(b"<html>"),
         *(encoded(WHOLE[:cut]) for cut in range(5, len(WHOLE))),
         *(encoded(WHOLE[:-1] + bytes([byte])) for byte in b"\x80\xff"),

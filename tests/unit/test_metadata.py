@@ -8,7 +8,7 @@ import pytest
 from multidict import CIMultiDict
 from urllib3 import HTTPHeaderDict
 
-from connectrpc._core.metadata import checked, split_trailers
+from connectrpc._core.metadata import checked, received, split_trailers, split_trailers_only
 
 RESERVED = [
     "content-type",
@@ -99,6 +99,25 @@ def test_order_and_repetition() -> None:
     mapping.add("b", "3")
     assert sorted(checked(mapping)) == [("a", "2"), ("b", "1"), ("b", "3")]
     assert checked(CIMultiDict([("B", "1"), ("a", "2"), ("b", "3")])) == [("b", "1"), ("a", "2"), ("b", "3")]
+
+
+JOINED = [("x-a", "1,2"), ("X-Data-Bin", "AAE,AAI=\t, AAM"), ("x-data-bin", "AAQ"), ("x-bin-not", "1,2"), ("-bin", "")]
+APART = [("x-a", "1,2"), *(("X-Data-Bin", value) for value in ("AAE", "AAI=", "AAM")), *JOINED[2:]]
+
+
+def test_binary_values_that_were_joined() -> None:
+    assert list(received(JOINED).items()) == APART
+    assert list(split_trailers(JOINED)[0].items()) == APART
+    assert list(split_trailers_only(JOINED)[1].items()) == APART
+    ((name, one), (_, two)) = split_trailers([("trailer-x-bin", "AAE,AAI")])[1].items()
+    assert (name, one, two) == ("x-bin", "AAE", "AAI")
+
+
+def test_one_block_for_headers_and_trailers() -> None:
+    of_http = [("Date", "d"), ("content-type", "c"), ("grpc-encoding", "e"), ("server", "s")]
+    of_the_application = [("x-a", "1"), ("Grpc-Retry-Pushback-Ms", "5")]
+    headers, trailers = split_trailers_only([*of_http, *of_the_application])
+    assert (list(headers.items()), list(trailers.items())) == (of_http, of_the_application)
 
 
 def test_split_trailers() -> None:

@@ -316,6 +316,14 @@ def test_a_server_that_cannot_decompress(method: AnyMethod, protocol: str) -> No
 
 @PROTOCOLS
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_a_client_that_compresses_and_cannot_decompress(method: AnyMethod, protocol: str) -> None:
+    options = {"protocol": protocol, "send_compression": "gzip", "accept_compression": []}
+    outcome = Wire(Service(None, None, None), 0, options).call(method, [ask(LONG)])
+    assert (outcome.error, set(outcome.texts)) == (None, {f"{LONG}/0"})
+
+
+@PROTOCOLS
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 @pytest.mark.parametrize("codec", ["proto", "json"])
 def test_limits_of_the_server(method: AnyMethod, codec: str, protocol: str) -> None:
     for compression in (None, "gzip"):

@@ -14,7 +14,7 @@ from connectrpc._core.connect import check_version, connect_timeout, open_deadli
 from connectrpc._core.envelope import envelope
 from connectrpc._core.envelope_call import EnvelopeClientCall, EnvelopeServerCall, EnvelopeStreamClient
 from connectrpc._core.http import ResponseHead
-from connectrpc._core.metadata import checked
+from connectrpc._core.metadata import checked, received
 from connectrpc._core.wire_error import end_stream_from_json, end_stream_to_json
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
@@ -117,4 +117,4 @@ class ConnectStreamClientCall(EnvelopeClientCall):
                 del error  # whose traceback has this frame
 
     def metadata(self) -> Metadata:
-        return CIMultiDict(() if self._headers is None else self._headers.items()), self._trailers
+        return received(() if self._headers is None else self._headers.items()), self._trailers

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from connectrpc._core.call import ServerCall, UnaryClient, wrong_input
 from connectrpc._core.connect import check_version, connect_timeout, open_deadline
+from connectrpc._core.envelope import LAST_MAX_BYTES
 from connectrpc._core.http import HTTPRequest, WholeResponse
 from connectrpc._core.message import (
     MessageReader,
@@ -192,7 +193,8 @@ class ConnectUnaryClient(UnaryClient):
             ],
             connect_timeout,
         )
-        self.body_limit = settings.read_max_bytes
+        # That of an error, as for the end of a stream. A message has its own.
+        self.body_limit = None if settings.read_max_bytes is None else max(settings.read_max_bytes, LAST_MAX_BYTES)
 
     def request(
         self, message: Any, extra_headers: HeaderInput | None, timeout_ms: int | None
@@ -226,7 +228,7 @@ class ConnectUnaryClient(UnaryClient):
             raise self._error(status, media_type(content_type), headers, body)
         if content_type != self._media_type:
             self._check_media_type(media_type(content_type))
-        return self._reader.read(self._decompress(headers, body), False)
+        return self._reader.read(self._decompress(headers, body, self._settings.read_max_bytes), False)
 
     def _check_media_type(self, received: str) -> None:
         if received == self._media_type:
@@ -239,8 +241,7 @@ class ConnectUnaryClient(UnaryClient):
         )
         raise ConnectError(code, f"the answer's content-type is {received!r}, not {self._media_type!r}")
 
-    def _decompress(self, headers: HeaderView, body: bytes) -> bytes:
-        limit = self._settings.read_max_bytes
+    def _decompress(self, headers: HeaderView, body: bytes, limit: int | None) -> bytes:
         if limit is not None and len(body) > limit:
             raise too_large(limit)
         encoding = headers.get("content-encoding")
@@ -258,7 +259,7 @@ class ConnectUnaryClient(UnaryClient):
         inferred = error_from_http(status)
         if received == "application/json":
             try:
-                return error_from_json(self._decompress(headers, body), inferred.code) or inferred
+                return error_from_json(self._decompress(headers, body, self.body_limit), inferred.code) or inferred
             except ConnectError:
                 pass  # what cannot be read says less than the status
         return inferred

@@ -15,7 +15,14 @@ from connectrpc._core.call import (
 )
 from connectrpc._core.envelope import COMPRESSED, HEADER_SIZE, EnvelopeReader, envelope
 from connectrpc._core.http import HTTPRequest, WholeResponse
-from connectrpc._core.message import MessageReader, MessageWriter, UnencodableError, choose_compression, encoder_of
+from connectrpc._core.message import (
+    IDENTITY,
+    MessageReader,
+    MessageWriter,
+    UnencodableError,
+    choose_compression,
+    encoder_of,
+)
 from connectrpc._core.request_headers import RequestHeaders, media_type
 from connectrpc._core.wire_error import error_from_http
 from connectrpc.errors import ConnectError, ConnectErrorCode
@@ -191,9 +198,9 @@ class EnvelopeStreamClient(StreamClient):
         headers = [("content-type", self.content_type), self.protocol_header, ("accept-encoding", "identity")]
         if settings.send_compression is not None:
             headers.append((self.encoding_header, settings.send_compression.name))
-        if settings.accept_compressions:
-            name, separator = self.accept_header
-            headers.append((name, separator.join(settings.accept_compressions)))
+        name, separator = self.accept_header
+        # Without it the client is taken to accept what it sends.
+        headers.append((name, separator.join(settings.accept_compressions) or IDENTITY))
         self._headers = RequestHeaders(settings, headers, self.timeout_header)
 
     @staticmethod

@@ -16,7 +16,7 @@ from connectrpc._core.envelope import HEADER_SIZE, LAST_MAX_BYTES, envelope
 from connectrpc._core.envelope_call import EnvelopeClientCall, EnvelopeServerCall, EnvelopeStreamClient
 from connectrpc._core.grpc_status import DETAILS, MESSAGE, STATUS, error_from_status, status_of
 from connectrpc._core.http import ResponseHead, WholeResponse
-from connectrpc._core.metadata import checked, split_trailers_only
+from connectrpc._core.metadata import checked, received, split_trailers_only
 from connectrpc._core.plain import PlainServerMethod
 from connectrpc._core.request_headers import media_type
 from connectrpc._core.timeout import format_grpc_timeout, parse_grpc_timeout
@@ -24,7 +24,7 @@ from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.method import MethodKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from connectrpc._core.call import ClientSettings, ServerSettings
     from connectrpc._core.http import HeaderList, HeaderView, HTTPRequest, RequestHead
@@ -189,7 +189,7 @@ class GrpcUnaryClient(UnaryClient):
     def __init__(self, method: Method[Any, Any], settings: ClientSettings) -> None:
         self._stream = stream = self.stream(method, settings)
         limit = settings.read_max_bytes
-        self.body_limit = None if limit is None else limit + LAST_MAX_BYTES + 2 * HEADER_SIZE
+        self.body_limit = None if limit is None else limit + max(limit, LAST_MAX_BYTES) + 2 * HEADER_SIZE
         self._media_types = stream.media_types
         self._plain_reader = stream.reader(None)
 
@@ -267,10 +267,11 @@ class GrpcClientCall(EnvelopeClientCall):
     def metadata(self) -> Metadata:
         if self._headers is not None and self._trailers is not None:
             return _metadata(self._headers, self._trailers)
-        headers: CIMultiDict[str] = CIMultiDict(() if self._headers is None else self._headers.items())
-        if STATUS in headers and not self._begun:
-            return split_trailers_only(headers.items())
-        return headers, CIMultiDict()
+        if self._headers is None:
+            return CIMultiDict(), CIMultiDict()
+        if self._headers.get(STATUS) is not None and not self._begun:
+            return split_trailers_only(self._headers.items())
+        return received(self._headers.items()), CIMultiDict()
 
 
 def _error_in(said: HeaderView) -> ConnectError | None:
@@ -282,9 +283,6 @@ def _error_in(said: HeaderView) -> ConnectError | None:
 
 
 def _metadata(headers: HeaderView, trailers: HeaderView) -> Metadata:
-    return CIMultiDict(headers.items()), _own(trailers.items())
-
-
-def _own(pairs: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
-    """The trailers of the application: those that the protocol does not need for itself."""
-    return CIMultiDict((name, value) for name, value in pairs if name.lower() not in (STATUS, MESSAGE, DETAILS))
+    # Of the trailers the protocol needs some for itself.
+    own = (pair for pair in trailers.items() if pair[0].lower() not in (STATUS, MESSAGE, DETAILS))
+    return received(headers.items()), received(own)

@@ -81,6 +81,11 @@ def error_from_status(status: str, message: str, details: str) -> ConnectError |
 # google.rpc.Status: int32 code = 1; string message = 2; repeated google.protobuf.Any details = 3.
 
 
+_DETAILS_TAG = 3 << 3 | 2
+_FIXED = {1: 8, 5: 4}
+"""How many bytes a field has, by its wire type."""
+
+
 def _encode_status(number: int, message: bytes, details: Iterable[ConnectErrorDetail]) -> bytes:
     parts = [b"\x08", _varint(number), b"\x12", _varint(len(message)), message]
     for detail in details:
@@ -112,12 +117,15 @@ def _decode_details(data: bytes) -> Iterator[ConnectErrorDetail]:
         if kind == 0:
             _, position = _read_varint(data, position)
             continue
-        if kind != 2:
-            raise ValueError("a google.rpc.Status has no such field")
-        size, position = _read_varint(data, position)
+        if kind in _FIXED:  # nothing of a google.rpc.Status that we know of
+            size = _FIXED[kind]
+        elif kind == 2:
+            size, position = _read_varint(data, position)
+        else:
+            raise ValueError("a google.rpc.Status has no groups")
         if position + size > len(data):
             raise ValueError("the message is cut off")
-        if tag >> 3 == 3:
+        if tag == _DETAILS_TAG:
             try:
                 packed = Any.FromString(data[position : position + size])
             except Exception as error:  # Protobuf's own

@@ -106,8 +106,9 @@ def _trailers(block: bytes) -> CIMultiDict[str]:
     trailers: CIMultiDict[str] = CIMultiDict()
     for line in block.decode("latin-1").split("\n"):
         name, colon, value = line.strip("\r").partition(":")
+        name = name.strip()
         if colon and name:
-            trailers.add(name.strip(), value.strip())
-        elif name:
+            trailers.add(name, value.strip())
+        elif colon or name:
             raise ConnectError(ConnectErrorCode.INTERNAL, "the trailers of the answer are malformed")
     return trailers

@@ -10,12 +10,12 @@ from multidict import CIMultiDict
 from connectrpc.headers import iter_headers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from connectrpc._core.http import HeaderList
     from connectrpc.headers import HeaderInput
 
-__all__ = ["TRAILER_PREFIX", "Metadata", "checked", "split_trailers", "split_trailers_only"]
+__all__ = ["TRAILER_PREFIX", "Metadata", "checked", "received", "split_trailers", "split_trailers_only"]
 
 Metadata = tuple[CIMultiDict[str], CIMultiDict[str]]
 """The headers and the trailers of an answer."""
@@ -43,6 +43,7 @@ _RESERVED = frozenset(
         "upgrade",
     }
 )
+_OF_ANSWERS = _RESERVED | {"date", "server"}
 _FREE = "grpc-retry-pushback-ms"  # gRFC A6: a trailer by which a handler tells when to try again
 _RESERVED_PREFIXES = ("connect-", "grpc-", TRAILER_PREFIX)
 
@@ -71,11 +72,30 @@ def checked(metadata: HeaderInput) -> HeaderList:
     return pairs
 
 
+def received(pairs: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
+    """What the application sees of headers or trailers that have come."""
+    return CIMultiDict(_apart(pairs))
+
+
+def _apart(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """``pairs``, with the values of each binary one apart.
+
+    HTTP may join what was sent several times. Base64 has no comma, so it can come apart again (gRPC "Custom-Metadata":
+    implementations must split before they decode).
+    """
+    for name, value in pairs:
+        if "," in value and name[-4:].lower() == "-bin":
+            for part in value.split(","):
+                yield name, part.strip(" \t")
+        else:
+            yield name, value
+
+
 def split_trailers(pairs: Iterable[tuple[str, str]]) -> Metadata:
     """The headers and the trailers of a unary Connect answer, whose trailers are marked headers."""
     headers: CIMultiDict[str] = CIMultiDict()
     trailers: CIMultiDict[str] = CIMultiDict()
-    for name, value in pairs:
+    for name, value in _apart(pairs):
         if name[: len(TRAILER_PREFIX)].lower() == TRAILER_PREFIX:
             trailers.add(name[len(TRAILER_PREFIX) :], value)
         else:
@@ -87,8 +107,8 @@ def split_trailers_only(pairs: Iterable[tuple[str, str]]) -> Metadata:
     """The headers and the trailers of an answer that has one block for both: what the application says are trailers."""
     headers: CIMultiDict[str] = CIMultiDict()
     trailers: CIMultiDict[str] = CIMultiDict()
-    for name, value in pairs:
+    for name, value in _apart(pairs):
         lower = name.lower()
-        of_http = lower in _RESERVED or lower in ("date", "server") or lower.startswith(_RESERVED_PREFIXES)
+        of_http = lower in _OF_ANSWERS or (lower.startswith(_RESERVED_PREFIXES) and lower != _FREE)
         (headers if of_http else trailers).add(name, value)
     return headers, trailers

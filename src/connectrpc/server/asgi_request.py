@@ -8,16 +8,17 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from multidict import CIMultiDict
-
 from connectrpc._aio import timeout
 from connectrpc._core.http import RequestHead, WholeResponse
+from connectrpc._core.metadata import received
 from connectrpc._core.negotiate import plain_response
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.server.handlers import DRAIN_IDLE_SECONDS, DRAIN_MAX_BYTES, DRAIN_MAX_SECONDS, logger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+
+    from multidict import CIMultiDict
 
     from connectrpc._core.call import StreamServerCall
     from connectrpc.server.asgi_guard import Guard
@@ -103,7 +104,7 @@ class Head(RequestHead):
         self.grpc_accept_encoding = fields[b"grpc-accept-encoding"]
 
     def read_headers(self) -> CIMultiDict[str]:
-        return CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in self._scope["headers"])
+        return received((name.decode("latin-1"), _text(value)) for name, value in self._scope["headers"])
 
     def peer_address(self) -> str:
         client = self._scope.get("client")

@@ -6,11 +6,10 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from multidict import CIMultiDict
-
 from connectrpc._core.call import StreamServerCall, messages_of
 from connectrpc._core.chain import close_messages
 from connectrpc._core.http import RequestHead, WholeResponse
+from connectrpc._core.metadata import received
 from connectrpc._core.negotiate import may_stream, negotiate, plain_endpoints, plain_response
 from connectrpc._core.pieces import keep
 from connectrpc._core.plain import PlainServerCall
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Protocol
 
+    from multidict import CIMultiDict
     from typing_extensions import Unpack
 
     from connectrpc._core.call import ServerCall
@@ -294,18 +294,11 @@ class _Head(RequestHead):
         self.grpc_accept_encoding = get("HTTP_GRPC_ACCEPT_ENCODING")
 
     def read_headers(self) -> CIMultiDict[str]:
-        headers: CIMultiDict[str] = CIMultiDict()
-        for key, value in self._environ.items():
-            if key.startswith("HTTP_"):
-                name = key[5:].replace("_", "-").lower()
-                if name.endswith("-bin"):
-                    # The server joined what was sent several times. Base64 has no comma, so these come apart again.
-                    headers.extend((name, part.strip()) for part in value.split(","))
-                else:
-                    headers.add(name, value)
-            elif key in ("CONTENT_TYPE", "CONTENT_LENGTH") and value:
-                headers.add(key.replace("_", "-").lower(), value)
-        return headers
+        return received(
+            (key.removeprefix("HTTP_").replace("_", "-").lower(), value)
+            for key, value in self._environ.items()
+            if key.startswith("HTTP_") or (key in ("CONTENT_TYPE", "CONTENT_LENGTH") and value)
+        )
 
     def peer_address(self) -> str:
         host = self._environ.get("REMOTE_ADDR", "")
