@@ -18,16 +18,18 @@ from google.protobuf.duration_pb2 import Duration
 from connectrpc.cancel import CancelToken
 from connectrpc.client import AsyncClient, SyncClient
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.interceptors import Hooks
 from connectrpc.request import ServerResponse, ServerStream
 from connectrpc.server import InThreads, asgi_service, wsgi_service
 from connectrpc.testing import ASGITransport, WSGITransport
 from harness import BIDI, CLIENT, METHODS, PURE, SERVER, SERVICE, UNARY, ask, code_of, reply
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from connectrpc.client.aio import AsyncCaller
     from connectrpc.client.sync import SyncCaller
+    from connectrpc.interceptors import Request, Response
 
 PATIENCE = 20.0
 """How long anything may take before it counts as hanging, in seconds."""
@@ -826,9 +828,22 @@ def test_leaving_while_the_app_reads(server: Server, colour: str) -> None:
     released.set()
 
 
+def pass_on(request: Request, proceed: Callable[[Request], Response]) -> Response:
+    return proceed(request)
+
+
+async def apass_on(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
+    return await proceed(request)
+
+
+class Silent(Hooks):
+    pass
+
+
 @servers
-def test_closing_a_stream_from_another_thread(server: Server) -> None:
-    with server.blocking() as caller:
+@pytest.mark.parametrize("interceptors", [[], [pass_on], [Silent(), pass_on]], ids=len)
+def test_closing_a_stream_from_another_thread(server: Server, interceptors: list[Any]) -> None:
+    with server.blocking(interceptors=interceptors) as caller:
         stream = caller.server_stream_output(SERVER, ask("wait", 0))
 
         def close() -> None:
@@ -843,9 +858,10 @@ def test_closing_a_stream_from_another_thread(server: Server) -> None:
 
 
 @servers
-def test_closing_a_stream_in_another_task(server: Server) -> None:
+@pytest.mark.parametrize("interceptors", [[], [apass_on], [Silent(), apass_on]], ids=len)
+def test_closing_a_stream_in_another_task(server: Server, interceptors: list[Any]) -> None:
     async def main() -> None:
-        async with server.awaited() as caller:
+        async with server.awaited(interceptors=interceptors) as caller:
             stream = await caller.server_stream_output(SERVER, ask("wait", 0))
 
             async def close() -> None:

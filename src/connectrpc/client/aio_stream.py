@@ -165,7 +165,7 @@ class InterceptedStream(InterceptedOutcome, AsyncStreamOutput[T]):
     The streams that were begun for it, of which interceptors may have made several, do the work.
     """
 
-    __slots__ = ("_begun", "_context", "_done", "_error", "_messages", "_response")
+    __slots__ = ("_begun", "_context", "_done", "_error", "_messages", "_reading", "_response")
 
     def __init__(
         self,
@@ -180,6 +180,7 @@ class InterceptedStream(InterceptedOutcome, AsyncStreamOutput[T]):
         self._begun = begun
         self._error = error
         self._done = response is None
+        self._reading = False
         self._messages: AsyncIterator[T] = as_async(messages)
 
     def __aiter__(self) -> AsyncIterator[T]:
@@ -189,8 +190,7 @@ class InterceptedStream(InterceptedOutcome, AsyncStreamOutput[T]):
         if self._done:
             raise StopAsyncIteration
         try:
-            async with Within(self._context.timeout):
-                message: T = await self._messages.__anext__()
+            message = await self._next()
         except StopAsyncIteration:
             await self.close()
             raise
@@ -204,11 +204,24 @@ class InterceptedStream(InterceptedOutcome, AsyncStreamOutput[T]):
         except BaseException:
             await self.close()
             raise
+        if self._done:  # it was closed meanwhile
+            await self.close()
+            raise StopAsyncIteration
         return message
+
+    async def _next(self) -> T:
+        self._reading = True
+        try:
+            async with Within(self._context.timeout):
+                return await self._messages.__anext__()
+        finally:
+            self._reading = False
 
     async def close(self) -> None:
         self._done = True
         for stream in self._begun:
             await stream.close()
+        if self._reading:
+            return  # the task that reads has just been woken, and will do the rest
         await aclose_messages(self._messages)
         await aclose_begun(self._context)
