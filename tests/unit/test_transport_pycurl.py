@@ -233,6 +233,16 @@ async def test_a_head_and_interim_ones() -> None:
     response.close()
 
 
+@in_loop
+async def test_a_status_with_something_behind_it() -> None:
+    call = await Call(connect()).begun()
+    call.curl.head("HTTP/1.1 100Continue")
+    call.curl.head("HTTP/1.1 404Not Found", "x-a: 1")
+    response = await call.task
+    assert (response.status, response.headers["x-a"]) == (404, "1")
+    response.close()
+
+
 @pytest.mark.parametrize(("version", "value"), [("HTTP/1.1", "x"), ("HTTP/2", " x ")])
 @in_loop
 async def test_white_space_around_values(version: str, value: str) -> None:
@@ -341,6 +351,22 @@ async def test_an_answer_of_any_size_may_be_read_after_a_pause() -> None:
     assert call.curl.write(b"x") is None
     call.finish()
     assert len(await reading) == 64 * KIB + 1
+
+
+@in_loop
+async def test_what_was_held_back_is_enough() -> None:
+    """libcurl gives it while it is told to go on, and may have nothing more to give after it."""
+    call = Call(connect())
+    response = await call.answered()
+    call.curl.write(bytes(64 * KIB))
+    assert call.curl.write(bytes(16 * KIB)) == pycurl.WRITEFUNC_PAUSE
+
+    def pause(directions: int) -> None:
+        assert directions == 0
+        call.curl.write(bytes(16 * KIB))
+
+    call.curl.pause = pause  # type: ignore[method-assign]
+    assert len(await response.read(70 * KIB)) == 80 * KIB
 
 
 @in_loop

@@ -510,6 +510,18 @@ def test_a_head_and_interim_ones(network: Network) -> None:
     assert response.read(None) == b""
 
 
+def test_a_status_with_something_behind_it(network: Network) -> None:
+    def script(curl: Handle) -> Script[None]:
+        curl.connected()
+        yield 0
+        curl.head("HTTP/1.1 100Continue")
+        curl.head("HTTP/1.1 404Not Found", "x-a: 1")
+
+    response = send(network.connect(script))
+    assert (response.status, response.headers["x-a"]) == (404, "1")
+    assert response.read(None) == b""
+
+
 def test_interim_heads_that_come_with_the_last_one(network: Network) -> None:
     def script(curl: Handle) -> Script[None]:
         curl.connected()

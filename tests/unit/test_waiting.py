@@ -7,13 +7,81 @@ import os
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.transports._waiting import Helper, Waiting
+from connectrpc.transports._waiting import Helper, Waiting, Wakeup
 
 PATIENCE = 5.0
+
+
+def test_waking() -> None:
+    wakeup = Wakeup()
+    begun = time.monotonic()
+    wakeup.wait(0.02)
+    assert time.monotonic() - begun >= 0.02
+    for _ in range(3):
+        wakeup.wake()
+    begun = time.monotonic()
+    wakeup.wait(PATIENCE)
+    assert time.monotonic() - begun < PATIENCE / 2, "it was woken before"
+    wakeup.wait(0.02)
+    assert time.monotonic() - begun >= 0.02, "once for all wake-ups before"
+    threading.Timer(0.02, wakeup.wake).start()
+    wakeup.wait()
+
+
+@pytest.mark.parametrize("timeout", [0.0, -5.0])
+def test_no_time_to_wait(timeout: float) -> None:
+    Wakeup().wait(timeout)
+
+
+@pytest.mark.parametrize("timeout", [None, PATIENCE, 1e300, float("inf")])
+def test_waking_in_the_midst_of_a_wait(timeout: float | None) -> None:
+    """As a signal handler does, or the garbage collector."""
+
+    def wake_at(step: int) -> bool:
+        """Whether there is such a step of a wait. It is woken then."""
+        wakeup = Wakeup()
+        left = step
+
+        def trace(_frame: object, event: str, _: object) -> Any:
+            nonlocal left
+            if event in ("call", "line"):
+                left -= 1
+                if not left:
+                    wakeup.wake()
+            return trace
+
+        timer = threading.Timer(0.1, wakeup.wake)  # for a step that there is not
+        timer.start()
+        sys.settrace(trace)
+        try:
+            begun = time.monotonic()
+            wakeup.wait(timeout)
+            seconds = time.monotonic() - begun
+        finally:
+            sys.settrace(None)
+            timer.cancel()
+        if left > 0:
+            return False
+        assert seconds < 0.05, f"step {step}"
+        return True
+
+    def every_step() -> None:
+        step = 1
+        while wake_at(step):
+            step += 1
+        steps.append(step)
+
+    steps: list[int] = []
+    thread = threading.Thread(target=every_step, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert steps
+    assert steps[0] > 2
 
 
 def test_what_it_gives() -> None:

@@ -57,7 +57,7 @@ class Stream(StreamOutcome, StreamOutput[T]):
         self._call = call
         self._response = response
         self._error = error
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may close the stream in the midst of this
         self._done = response is None
         self._closed = False
         self._reading = False

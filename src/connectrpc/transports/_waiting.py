@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 import logging
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from connectrpc._core.chain import close_messages
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.transports._ending import LONGEST_WAIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Helper", "Waiting", "end_parts", "start_thread"]
+__all__ = ["Helper", "Waiting", "Wakeup", "end_parts", "start_thread"]
 
 T = TypeVar("T")
 ThreadT = TypeVar("ThreadT", bound=threading.Thread)
@@ -40,6 +42,30 @@ def start_thread(thread: ThreadT) -> ThreadT:
     except RuntimeError as error:
         raise ConnectError(ConnectErrorCode.RESOURCE_EXHAUSTED, "no thread can be started for the call") from error
     return thread
+
+
+class Wakeup:
+    """Lets a thread wait until another wakes it.
+
+    ``wake`` may come in the midst of ``wait`` in the same thread: by a signal handler, or by the garbage collector that
+    closes a forgotten stream. A ``threading.Event`` would wait for itself there.
+    """
+
+    __slots__ = ("_asleep",)
+
+    def __init__(self) -> None:
+        self._asleep = threading.Lock()  # held but from a wake-up to the end of the wait that it is for
+        self._asleep.acquire()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until ``wake`` is called, or was since the last wait, or so many seconds have passed, or an hour."""
+        self._asleep.acquire(timeout=LONGEST_WAIT if timeout is None else max(0.0, min(timeout, LONGEST_WAIT)))
+
+    def wake(self) -> None:
+        """End the wait, or else the next one. From any thread."""
+        if self._asleep.locked():
+            with contextlib.suppress(RuntimeError):  # another thread has just done it
+                self._asleep.release()
 
 
 class Helper(threading.Thread):
@@ -105,7 +131,7 @@ class Waiting(Generic[T]):
         self._begin = begin
         self._drop = drop
         self._lock = threading.Lock()
-        self._woken = threading.Event()
+        self._woken = Wakeup()
         self._done = False
         self._left = False
         self._result: T | None = None
@@ -122,16 +148,17 @@ class Waiting(Generic[T]):
             left = self._left
         if left:
             self._drop_result()
-        self._woken.set()
+        self._woken.wake()
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until it is done, or ``wake`` is called, or so many seconds have passed; whether it is done."""
-        self._woken.wait(timeout)
+        if not self._done:
+            self._woken.wait(timeout)
         return self._done
 
     def wake(self) -> None:
-        """End the wait. From any thread, and once and for all."""
-        self._woken.set()
+        """End the wait. From any thread."""
+        self._woken.wake()
 
     def leave(self) -> None:
         """Nobody wants the result any more."""

@@ -15,7 +15,6 @@ import functools
 import os
 import queue
 import re
-import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -35,7 +34,7 @@ from connectrpc.transports._failures import (
     unresolved,
 )
 from connectrpc.transports._reading import AsyncChunkedResponse, ChunkedResponse
-from connectrpc.transports._waiting import Helper, Waiting, end_parts
+from connectrpc.transports._waiting import Helper, Waiting, Wakeup, end_parts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -241,7 +240,7 @@ class _Upload:
         self._results: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._last: Any = _NOT_YET
         self._read_bytes = self._taken_bytes = 0  # each is counted by one thread
-        self._taken = threading.Event()
+        self._taken = Wakeup()
         self._abandoned = False
         self.failure: BaseException | None = None
 
@@ -283,7 +282,7 @@ class _Upload:
         if not found:
             raise StopIteration
         self._taken_bytes += size
-        self._taken.set()
+        self._taken.wake()
         return found[0] if len(found) == 1 else b"".join(found)
 
     def _read(self, parts: Iterator[bytes]) -> None:
@@ -303,14 +302,12 @@ class _Upload:
                 return
             self._read_bytes += len(part)
             while self._read_bytes - self._taken_bytes >= _AHEAD_BYTES and not self._abandoned:
-                self._taken.clear()
-                if self._read_bytes - self._taken_bytes >= _AHEAD_BYTES and not self._abandoned:
-                    self._taken.wait()
+                self._taken.wait()
 
     def abandon(self) -> None:
         """Read no more parts. From any thread; one that the iterator is just at is the last."""
         self._abandoned = True
-        self._taken.set()
+        self._taken.wake()
         self._results.put(_OVER)
 
     def release(self) -> None:

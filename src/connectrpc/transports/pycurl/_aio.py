@@ -315,7 +315,9 @@ class _Exchange:
         while self._received_bytes < least and not self.done and self._error is None:
             self._wanted, self._most = least, most
             if self._paused:
-                self._go_on(pycurl.PAUSE_RECV)
+                self._go_on(pycurl.PAUSE_RECV)  # which may give what was held back at once
+                if self._received_bytes >= least:
+                    break
             await self._wait()
         if self._error is not None and (least > 1 or not self._received):
             self._raise()

@@ -214,10 +214,11 @@ def head_of(lines: list[bytes]) -> tuple[int, bool, CIMultiDict[str]] | None:
         lines: a head, without the empty line behind it.
     """
     version, status, *_ = lines[0].split(None, 2)
-    if int(status) < 200:
+    number = int(status[:3])  # which are digits, or libcurl does not take it; it takes anything behind them
+    if number < 200:
         return None
     bare = version.startswith(b"HTTP/2")
-    return int(status), bare, fields(lines[1:], bare=bare)
+    return number, bare, fields(lines[1:], bare=bare)
 
 
 def fields(lines: list[bytes], *, bare: bool) -> CIMultiDict[str]:

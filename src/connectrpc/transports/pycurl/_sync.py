@@ -24,7 +24,7 @@ from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.transports._ending import LONGEST_WAIT, Ending
 from connectrpc.transports._failures import connection_failed, no_connection, reraise
 from connectrpc.transports._reading import ChunkedResponse
-from connectrpc.transports._waiting import Helper, end_parts
+from connectrpc.transports._waiting import Helper, Wakeup, end_parts
 from connectrpc.transports.pycurl._libcurl import (
     AHEAD_BYTES,
     Attempts,
@@ -444,8 +444,8 @@ class _Exchange(Ending, ChunkedResponse):
         self._idle = idle
         self._upload = upload
         self._turn = threading.Lock()
-        self._away = threading.Event()
-        self._watched = False  # whether the one who stands in waits for that event
+        self._away = Wakeup()
+        self._watched = False  # whether the one who stands in waits for that
         self._stands_in = False
         self._asked = False
         self._claimed = False
@@ -528,7 +528,7 @@ class _Exchange(Ending, ChunkedResponse):
     def _end_upload(self) -> None:
         if self._upload is not None:
             self._upload.stop()
-            self._away.set()
+            self._away.wake()
 
     def _find_head(self) -> None:
         lines = self._lines
@@ -579,9 +579,8 @@ class _Exchange(Ending, ChunkedResponse):
                         self._turn.release()
                         self._given()
                     continue
-                self._away.clear()
                 self._watched = True
-                if self._turn.locked() and not self.is_over:  # else nobody might set it
+                if self._turn.locked() and not self.is_over:  # else nobody might wake it
                     self._away.wait()
         except BaseException as error:
             self.fail(_failed(error) if isinstance(error, pycurl.error) else error)
@@ -644,7 +643,7 @@ class _Exchange(Ending, ChunkedResponse):
         """The turn has just been given."""
         if self._watched:
             self._watched = False
-            self._away.set()
+            self._away.wake()
 
     def fail(self, error: BaseException) -> None:
         """End the call, and have whoever waits in it raise ``error``."""
@@ -720,7 +719,7 @@ class _Upload(Outgoing):
         super().__init__()
         self._parts: Iterator[bytes] | None = parts
         self._context = contextvars.copy_context()
-        self._room = threading.Event()
+        self._room = Wakeup()
 
     def begin(self, exchange: _Exchange) -> None:
         """Begin to read.
@@ -745,7 +744,6 @@ class _Upload(Outgoing):
                     exchange.ask_to_send()
                     while self.full and not exchange.is_over:
                         self._room.wait()
-                        self._room.clear()
         except BaseException as error:
             exchange.fail(error)
         end_parts(self._context, parts)
@@ -757,11 +755,11 @@ class _Upload(Outgoing):
             session.paused |= pycurl.PAUSE_SEND
             return int(pycurl.READFUNC_PAUSE)
         if not self.full:
-            self._room.set()
+            self._room.wake()
         return taken
 
     def stop(self) -> None:
         """The call is over: read no more."""
         self._parts = None
         self.clear()
-        self._room.set()
+        self._room.wake()
