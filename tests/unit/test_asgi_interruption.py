@@ -347,6 +347,68 @@ def test_a_task_of_the_handlers_learns_of_it(leaves: float) -> None:
     assert handler.log == CANCELLED
 
 
+@pytest.mark.parametrize("leaves", [0.0, 0.002, 0.05])
+@pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)
+def test_a_handler_that_goes_on_all_the_same(method: Any, leaves: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has time to clean up."""
+    monkeypatch.setattr(guard_module, "_LEAVING_MAX_SECONDS", 0.05)
+
+    async def wait(request: Any) -> None:
+        with contextlib.suppress(ConnectError):
+            async for _ in request:
+                pass
+        await long()
+
+    handler = Handler(method, wait, short)
+    assert not run(handler, method, [leaves, DISCONNECT]).complete
+    assert handler.log == CANCELLED
+
+
+@pytest.mark.parametrize("leaves", [0.0, 0.002, 0.05])
+def test_a_handler_that_answers_all_the_same(leaves: float) -> None:
+    """It is ended at its next message: servers take what they are given, and throw it away."""
+    log: list[str] = []
+
+    async def answer(request: Any) -> AsyncIterator[Any]:
+        try:
+            async for _ in request:
+                pass
+        except ConnectError:
+            log.append("told")
+        try:
+            for number in range(1000):
+                yield reply(str(number))
+        finally:
+            log.append(str(number))
+
+    assert not run(answer, BIDI, [leaves, DISCONNECT]).complete
+    assert log == ["told", "0"]
+
+
+@pytest.mark.parametrize("method", [SERVER, BIDI], ids=lambda method: method.name)
+def test_a_deadline_while_what_cannot_be_sent_is_cleaned_up(method: Any) -> None:
+    log: list[str] = []
+
+    class Slow:
+        def __aiter__(self) -> Slow:
+            return self
+
+        async def __anext__(self) -> Any:
+            raise StopAsyncIteration
+
+        async def aclose(self) -> None:
+            await asyncio.sleep(0.1)
+            log.append("cleaned up")
+
+    async def handler(request: Any) -> Any:
+        await asyncio.sleep(0)
+        return ServerStream(Slow(), {"content-type": "x"})
+
+    connection = run(handler, method, timeout_ms=50)
+    assert code_in(connection) == "unknown"
+    assert log == ["cleaned up"]
+
+
 @pytest.mark.parametrize("messages", [1, 8])
 @pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)
 def test_who_learns_of_it_where_it_reads_is_not_cancelled_besides(method: Any, messages: int) -> None:

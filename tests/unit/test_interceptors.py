@@ -7,6 +7,7 @@ and asynchronous.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import threading
 import time
@@ -33,6 +34,7 @@ from harness import (
     STREAM_PROTO,
     UNARY,
     Answer,
+    AsyncMemoryResponse,
     AsyncMemoryTransport,
     Connection,
     MemoryTransport,
@@ -745,7 +747,119 @@ def test_what_is_no_failure_of_hooks_passes(method: Any, caplog: pytest.LogCaptu
     assert not caplog.records
 
 
+@pytest.mark.parametrize("wrong", [5, reply("a")])
+def test_hooks_are_told_when_an_interceptor_gives_no_messages(place: Place, wrong: object) -> None:
+    def spoil(request: Any, proceed: Any) -> Any:
+        response = proceed(request)
+        response.messages = wrong
+        return response
+
+    async def spoil_async(request: Any, proceed: Any) -> Any:
+        response = await proceed(request)
+        response.messages = wrong
+        return response
+
+    noting = Noting()
+    with contextlib.suppress(TypeError):  # a client's caller gets it as it is
+        assert place.call(SERVER, [noting, spoil_async if place.asynchronous else spoil]).error is not None
+    ((error, _),) = noting.ends
+    assert isinstance(error, TypeError)
+
+
 # Streams that are left
+
+
+@pytest.mark.parametrize("hooks", [[], [Hooks()]], ids=len)
+@pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)
+def test_a_generator_of_requests_that_the_caller_keeps(method: Any, hooks: list[Any]) -> None:
+    """It ends with the call."""
+    ended: list[str] = []
+
+    def requests() -> Any:
+        try:
+            while True:
+                yield ask("a")
+        finally:
+            ended.append("blocking")
+
+    async def requests_async() -> Any:
+        try:
+            while True:
+                yield ask("a")
+        finally:
+            ended.append("async")
+
+    class Broken(MemoryTransport):
+        def send(self, request: Any, body: Any, *, stream: Any, deadline: Any, opening: Any, cancel: Any) -> Any:
+            next(body)
+            body.close()
+            raise ConnectError(ConnectErrorCode.UNAVAILABLE, "m")
+
+    class AsyncBroken(AsyncMemoryTransport):
+        async def send(self, request: Any, body: Any) -> Any:
+            await body.__anext__()
+            await body.aclose()
+            raise ConnectError(ConnectErrorCode.UNAVAILABLE, "m")
+
+    answer = canned(200, STREAM_PROTO, b"")
+    given = requests()
+    caller = SyncClient("http://h", Broken(answer), interceptors=hooks)._caller
+    with pytest.raises(ConnectError):
+        caller.client_stream(CLIENT, given) if method is CLIENT else list(caller.bidi_stream(BIDI, given))
+    assert ended == ["blocking"]
+
+    async def main() -> None:
+        for kept in (requests(), requests_async()):
+            client = AsyncClient("http://h", AsyncBroken(answer), interceptors=hooks)._caller
+            with pytest.raises(ConnectError):
+                if method is CLIENT:
+                    await client.client_stream(CLIENT, kept)
+                else:
+                    [message async for message in client.bidi_stream(BIDI, kept)]
+
+    asyncio.run(main())
+    assert ended == ["blocking", "blocking", "async"]
+
+
+def test_hooks_are_told_when_another_task_closes_a_stream() -> None:
+    closed = asyncio.Event()
+
+    class Response(AsyncMemoryResponse):
+        async def read_chunk(self) -> bytes:
+            chunk = await super().read_chunk()
+            if not chunk:
+                await asyncio.wait_for(closed.wait(), 5)
+            return chunk
+
+        def close(self) -> None:
+            super().close()
+            closed.set()
+
+    class Transport(AsyncMemoryTransport):
+        async def send(self, request: Any, body: Any) -> Any:
+            response = await super().send(request, body)
+            response.__class__ = Response
+            return response
+
+    noting = Noting()
+
+    async def main() -> None:
+        answer = canned(200, STREAM_PROTO, frame(reply("a").SerializeToString()))
+        caller = AsyncClient("http://h", Transport(answer), interceptors=[noting])._caller
+        stream = await caller.server_stream_output(SERVER, ask())
+        await stream.__anext__()
+        reading = asyncio.ensure_future(_all(stream))
+        await asyncio.sleep(0.01)
+        await stream.close()
+        assert await reading == []
+        assert (stream.done(), stream.error()) == (True, None)
+
+    asyncio.run(main())
+    assert [code_of(error) for error, _ in noting.ends] == ["canceled"]
+
+
+async def _all(stream: Any) -> list[Any]:
+    return [message async for message in stream]
 
 
 @pytest.mark.parametrize("taken", [0, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import os
@@ -52,7 +53,7 @@ from harness import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from connectrpc.interceptors import Request, Response
     from harness import Event
@@ -458,6 +459,64 @@ def test_a_wsgi_answer_that_nobody_closes(reads: int) -> None:
     leave_one_lying_about()
     gc.collect()
     check_that_it_is_over(threads, ended, reads)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@BOTH
+def test_messages_that_are_asked_for_after_their_end(kind: str, fails: bool) -> None:
+    """As iterators have it, there are none then. There is no thread any more that would say so."""
+
+    def handler(request: Any) -> Any:
+        yield reply("a")
+        if fails:
+            raise ConnectError(ConnectErrorCode.ABORTED, "m")
+
+    def again(messages: Any) -> Iterator[Any]:
+        with contextlib.suppress(ConnectError):
+            yield from messages
+        assert next(messages, None) is None
+        yield reply("over")
+
+    def intercept(request: Request, proceed: Callable[[Request], Response]) -> Response:
+        response = proceed(request)
+        response.messages = again(response.messages)
+        return response
+
+    async def again_async(messages: Any) -> AsyncIterator[Any]:
+        with contextlib.suppress(ConnectError):
+            async for message in messages:
+                yield message
+        with pytest.raises(StopAsyncIteration):
+            await messages.__anext__()
+        yield reply("over")
+
+    async def intercept_async(request: Request, proceed: Any) -> Response:
+        response: Response = await proceed(request)
+        response.messages = again_async(response.messages)
+        return response
+
+    threads = in_threads(handler)
+    if kind == "wsgi":
+        app = wsgi_service(SERVICE, threads, interceptors=[intercept])
+        answer = call_wsgi(app, environ(SERVER.path, body_of(SERVER), STREAM_PROTO))
+    else:
+        asgi = asgi_service(SERVICE, threads, interceptors=[intercept_async])
+        answer = call_asgi(asgi, scope(SERVER.path, STREAM_PROTO), body_of(SERVER))
+    assert answer.stream() == (["a", "over"], {})
+
+
+def test_a_blocking_generator_that_raises_what_ends_an_asynchronous_one() -> None:
+    """It is a failure, and not the end of the stream."""
+
+    def handler(request: Any) -> Any:
+        yield reply("a")
+        raise StopAsyncIteration
+
+    given = types.SimpleNamespace(unary=handler, pure=handler, server=handler, client=handler, bidi=handler)
+    for implementation in (in_threads(handler), given):
+        answer = call_asgi(asgi_service(SERVICE, implementation), scope(SERVER.path, STREAM_PROTO), body_of(SERVER))
+        assert answer.stream()[0] == ["a"]
+        assert answer.failure() == "unknown"
 
 
 @BOTH

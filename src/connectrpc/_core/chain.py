@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
@@ -30,6 +31,7 @@ __all__ = [
     "checked_interceptors",
     "close_begun",
     "close_messages",
+    "ended_wrongly",
     "interceptor_failure",
     "is_timeout",
 ]
@@ -220,21 +222,26 @@ def _tell(hooks: Hooks, request: Request, proceed: Step) -> Response:
         hooks.on_response_headers(context, response.headers)
         if response.messages is None:
             hooks.on_response_message(context, response.message)
+        else:
+            response.messages = _Told(hooks, context, response.trailers, response.messages)
     except BaseException as error:
         _tell_end(hooks, context, error, CIMultiDict())
         raise
     if response.messages is None:
         _tell_end(hooks, context, None, response.trailers)
     else:
-        response.messages = _Told(hooks, context, response.trailers, response.messages)
         context._begun.append(response.messages)
     return response
 
 
 def _tell_each(hooks: Hooks, context: CallContext, messages: Any) -> Iterator[Any]:
-    for message in messages:
-        _tell_request(hooks, context, message)
-        yield message
+    try:
+        for message in messages:
+            _tell_request(hooks, context, message)
+            yield message
+    finally:
+        if isinstance(messages, GeneratorType):
+            messages.close()  # somebody may still have it
 
 
 class _Told(_Ending):
@@ -316,9 +323,16 @@ class _Plain:
             return next(self._messages)
         except StopIteration:
             raise StopAsyncIteration from None
+        except StopAsyncIteration as error:
+            raise ended_wrongly() from error
 
     async def aclose(self) -> None:
         close_messages(self._messages)
+
+
+def ended_wrongly() -> RuntimeError:
+    """What it is that something other than an asynchronous iterator has raised ``StopAsyncIteration`` (PEP 479)."""
+    return RuntimeError("a synchronous iterator raised StopAsyncIteration")
 
 
 async def aclose_begun(context: CallContext) -> None:
@@ -341,21 +355,26 @@ async def _tell_async(hooks: Hooks, request: Request, proceed: Step) -> Response
         hooks.on_response_headers(context, response.headers)
         if response.messages is None:
             hooks.on_response_message(context, response.message)
+        else:
+            response.messages = _ToldAsync(hooks, context, response.trailers, response.messages)
     except BaseException as error:
         _tell_end(hooks, context, error, CIMultiDict())
         raise
     if response.messages is None:
         _tell_end(hooks, context, None, response.trailers)
     else:
-        response.messages = _ToldAsync(hooks, context, response.trailers, response.messages)
         context._begun.append(response.messages)
     return response
 
 
 async def _tell_each_async(hooks: Hooks, context: CallContext, messages: Any) -> AsyncIterator[Any]:
-    async for message in as_async(messages):
-        _tell_request(hooks, context, message)
-        yield message
+    try:
+        async for message in as_async(messages):
+            _tell_request(hooks, context, message)
+            yield message
+    finally:
+        if isinstance(messages, GeneratorType | AsyncGeneratorType):
+            await aclose_messages(messages)
 
 
 class _ToldAsync(_Ending):

@@ -248,7 +248,7 @@ class AsyncCaller:
         given: Any,
         extra_headers: HeaderInput | None,
         deadline: Deadline,
-    ) -> AsyncStreamOutput[ResT]:
+    ) -> Stream[ResT]:
         procedure = self._procedures.stream(method)
         call = procedure.call()
         try:

@@ -85,7 +85,7 @@ class StreamCall(AsyncStreamCall[T]):
 class Stream(StreamOutcome, AsyncStreamOutput[T]):
     """A streamed answer."""
 
-    __slots__ = ("_call", "_deadline", "_done", "_error", "_messages", "_response")
+    __slots__ = ("_call", "_deadline", "_done", "_error", "_messages", "_response", "closed")
 
     def __init__(
         self,
@@ -99,6 +99,7 @@ class Stream(StreamOutcome, AsyncStreamOutput[T]):
         self._deadline = deadline
         self._error = error
         self._done = response is None
+        self.closed = False  # before its end
         self._messages: Iterator[Any] = iter(())  # of the chunk that was read last
 
     def __aiter__(self) -> AsyncIterator[T]:
@@ -145,14 +146,17 @@ class Stream(StreamOutcome, AsyncStreamOutput[T]):
 
     async def close(self) -> None:
         if not self._done:
+            self.closed = True
             self._end(None)
 
 
-async def messages_of(stream: AsyncStreamOutput[T], response: Response) -> AsyncIterator[T]:
+async def messages_of(stream: Stream[T], response: Response) -> AsyncIterator[T]:
     """A stream as interceptors see it: its error is raised, and the trailers are there when it has ended."""
     async with stream:
         async for message in stream:
             yield message
+        if stream.closed:  # by another task
+            raise ConnectError(ConnectErrorCode.CANCELED, "the stream was closed")
         response.trailers.extend(stream.response_trailers())
     error = stream.error()
     if error is not None:
@@ -195,7 +199,10 @@ class InterceptedStream(InterceptedOutcome, AsyncStreamOutput[T]):
             await self.close()
             raise
         except Exception as error:
+            closed = self._done
             await self.close()
+            if closed:  # by another task: it has not failed
+                raise StopAsyncIteration from None
             failure = coded(self._context, error)
             if not isinstance(failure, ConnectError):
                 raise

@@ -359,9 +359,9 @@ async def _stream(
         except ClientGoneError:
             raise
         except Exception as error:
+            guard.stop()  # what cleans up is not to be disturbed
             await _close(given, call)
             response = failed(call, error)
-            guard.stop()
             await _taken(call, _answer(response, body, send))
             return
         failure: ConnectError | None = None
@@ -372,7 +372,7 @@ async def _stream(
         except Exception as error:
             failure = coded(call, error)
         finally:
-            guard.stop()  # what cleans up is not to be disturbed
+            guard.stop()  # as above
             await _close(messages, call)
         await _taken(call, _end_stream(call, last_part(call, failure, stream), body, send))
     finally:

@@ -34,6 +34,9 @@ _EXPIRE_AFTER_SECONDS = 0.005
 # left, or need not be told of the deadline; and the handler is held up as long.
 _SENDING_MAX_SECONDS = 2.0
 
+# How long a handler may take to clean up that has read that its client has left.
+_LEAVING_MAX_SECONDS = 2.0
+
 # A stream whose messages are always there, and are always taken, would keep the loop to itself. Another call needs
 # several turns of the loop, each of which may cost as much.
 _TURN_SECONDS = 0.001
@@ -193,8 +196,15 @@ class Guard:
             self._timer = loop.call_later(_SENDING_MAX_SECONDS, self._fire, ClientGoneError())
 
     def _leave(self) -> None:
-        if asyncio.current_task() is not self._task:  # which would learn of it where it reads
-            self._fire(ClientGoneError())
+        reason = ClientGoneError()
+        if asyncio.current_task() is not self._task:
+            self._fire(reason)
+        elif self.reason is None and not self._stopped:
+            # It learns of that where it reads, cleans up, and ends. If not, its next message ends it, or this.
+            self.reason = reason
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_later(_LEAVING_MAX_SECONDS, self._fire, reason)
 
     def _fire(self, reason: ConnectError) -> None:
         if self._task is not None and not self._cancelled and not self._stopped:

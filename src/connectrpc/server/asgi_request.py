@@ -336,9 +336,13 @@ class RequestBody:
         await self._changed.wait()
 
     def watch(self, on_leave: Callable[[], None]) -> None:
-        """Have ``on_leave`` called when the client leaves. While nobody else receives events, a task soon does."""
+        """Have ``on_leave`` called when the client leaves, or has left. While nobody else receives events, a task soon
+        does."""
         self._on_leave = on_leave
-        self._watch_soon()
+        if self.gone:
+            on_leave()
+        else:
+            self._watch_soon()
 
     def _watch_soon(self) -> None:
         if self._timer is None and self._on_leave is not None:

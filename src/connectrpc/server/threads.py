@@ -20,7 +20,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from connectrpc._core.call import messages_of
-from connectrpc._core.chain import close_messages
+from connectrpc._core.chain import close_messages, ended_wrongly
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import ClientStream, ServerStream
 from connectrpc.server.handlers import coded
@@ -382,20 +382,25 @@ class _BlockingWork(_Work):
 class _Messages:
     """The messages of an answer. No generator: closing one that was not begun runs nothing."""
 
-    __slots__ = ("_source", "_work")
+    __slots__ = ("_over", "_source", "_work")
 
     def __init__(self, work: _BlockingWork, source: Iterator[Any] | None) -> None:
         self._work = work
         self._source = source
+        self._over = False  # there is no thread any more that would answer
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
+        if self._over:
+            raise StopIteration
+        self._over = True
         self._work.go_on()
         event = self._work._next(self._source)
         if isinstance(event, _Ended):
             raise StopIteration
+        self._over = False
         return event.value
 
     def close(self) -> None:
@@ -456,20 +461,28 @@ class _AwaitedWork(_Work):
 class _AwaitedMessages:
     """``_Messages`` for an app that awaits."""
 
-    __slots__ = ("_source", "_work")
+    __slots__ = ("_over", "_source", "_work")
 
     def __init__(self, work: _AwaitedWork, source: AsyncIterator[Any] | None) -> None:
         self._work = work
         self._source = source
+        self._over = False
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
     async def __anext__(self) -> Any:
+        if self._over:
+            raise StopAsyncIteration
+        self._over = True
         self._work.go_on()
-        event = await self._work._next(self._source)
+        try:
+            event = await self._work._next(self._source)
+        except StopAsyncIteration as error:
+            raise ended_wrongly() from error
         if isinstance(event, _Ended):
             raise StopAsyncIteration
+        self._over = False
         return event.value
 
     async def aclose(self) -> None:
