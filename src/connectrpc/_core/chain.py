@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "aclose_begun",
+    "aclose_generator",
     "aclose_messages",
     "as_async",
     "build_chain",
     "checked_interceptors",
     "close_begun",
+    "close_generator",
     "close_messages",
     "ended_wrongly",
     "interceptor_failure",
@@ -202,6 +204,15 @@ def close_messages(messages: object) -> None:
         close()
 
 
+def close_generator(messages: object) -> None:
+    """Close a caller's generator, and not what else can be closed.
+
+    It is not left to the collector: the caller may hold it, or what a call ends with, whose traceback does.
+    """
+    if isinstance(messages, GeneratorType):
+        messages.close()
+
+
 def close_begun(context: CallContext) -> None:
     """The call is over: close what interceptors may have left lying, the outermost first."""
     with contextlib.ExitStack() as stack:
@@ -240,8 +251,7 @@ def _tell_each(hooks: Hooks, context: CallContext, messages: Any) -> Iterator[An
             _tell_request(hooks, context, message)
             yield message
     finally:
-        if isinstance(messages, GeneratorType):
-            messages.close()  # somebody may still have it
+        close_generator(messages)
 
 
 class _Told(_Ending):
@@ -305,6 +315,14 @@ async def aclose_messages(messages: object) -> None:
         await close()
     else:
         close_messages(messages)
+
+
+async def aclose_generator(messages: object) -> None:
+    """``close_generator`` for async code, where either kind of generator is closed."""
+    if isinstance(messages, AsyncGeneratorType):
+        await messages.aclose()
+    else:
+        close_generator(messages)
 
 
 class _Plain:
@@ -373,8 +391,7 @@ async def _tell_each_async(hooks: Hooks, context: CallContext, messages: Any) ->
             _tell_request(hooks, context, message)
             yield message
     finally:
-        if isinstance(messages, GeneratorType | AsyncGeneratorType):
-            await aclose_messages(messages)
+        await aclose_generator(messages)
 
 
 class _ToldAsync(_Ending):

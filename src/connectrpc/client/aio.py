@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterable
-from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
-from connectrpc._core.chain import aclose_begun, aclose_messages, build_chain
+from connectrpc._core.chain import aclose_begun, aclose_generator, build_chain
 from connectrpc.client.aio_stream import InterceptedStream, Stream, StreamCall, Within, messages_of
 from connectrpc.client.interception import coded, given_to, new_request, passing
 from connectrpc.client.options import Procedures
@@ -278,9 +277,7 @@ async def _parts(procedure: StreamClient, reqs: AsyncIterable[Any] | Iterable[An
             for req in reqs:
                 yield send(req)
     finally:
-        # Not left to the collector: the caller may hold it, or what a call ends with, whose traceback does.
-        if isinstance(reqs, (AsyncGeneratorType, GeneratorType)):
-            await aclose_messages(reqs)
+        await aclose_generator(reqs)
 
 
 async def _outcome(call: Awaitable[Received[T]]) -> UnaryOutput[T]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from types import GeneratorType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
-from connectrpc._core.chain import build_chain, close_begun
+from connectrpc._core.chain import build_chain, close_begun, close_generator
 from connectrpc.client.interception import coded, given_to, new_request, passing
 from connectrpc.client.options import Procedures
 from connectrpc.client.sync_stream import InterceptedStream, Stream, messages_of, receive
@@ -295,9 +294,7 @@ def _parts(procedure: StreamClient, reqs: Iterable[Any]) -> Iterator[bytes]:
         for req in reqs:
             yield send(req)
     finally:
-        # What a call ends with has this generator's callers in its traceback, and so keeps it alive.
-        if isinstance(reqs, GeneratorType):
-            reqs.close()
+        close_generator(reqs)
 
 
 def _outcome(call: Callable[[], Received[T]]) -> UnaryOutput[T]:

@@ -74,9 +74,6 @@ class AsyncHttpxTransport(Transport):
         connect_timeout: how long connecting may take, in seconds; None for the client's own limit.
     """
 
-    def __init__(self, client: object, *, connect_timeout: float | None = None) -> None:
-        super().__init__(client, connect_timeout)
-
     async def send(self, request: HTTPRequest, body: bytes | AsyncIterator[bytes] | None) -> _AsyncResponse:
         self._check_process()
         if self._home.loop is not None and self._home.loop is not asyncio.get_running_loop():

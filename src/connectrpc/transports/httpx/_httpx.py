@@ -52,7 +52,7 @@ _homes: weakref.WeakKeyDictionary[Any, _Home] = weakref.WeakKeyDictionary()
 class Transport:
     """What the transports of both colours have in common."""
 
-    def __init__(self, client: object, connect_timeout: float | None) -> None:
+    def __init__(self, client: object, *, connect_timeout: float | None = None) -> None:
         self._client = cast("Any", client)
         self._connect_timeout = connect_timeout
         self._home = _homes.setdefault(client, _Home())

@@ -143,7 +143,7 @@ class HttpxTransport(Transport):
     """
 
     def __init__(self, client: object, *, connect_timeout: float | None = None) -> None:
-        super().__init__(client, connect_timeout)
+        super().__init__(client, connect_timeout=connect_timeout)
         self._shares_connections: bool | None = None  # known since the first answer at the latest
 
     def send(
