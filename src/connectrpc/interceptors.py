@@ -55,7 +55,7 @@ class CallContext:
         values: for interceptors to keep things in, by keys of their own.
     """
 
-    __slots__ = ("_begun", "is_client", "method", "peer", "request_headers", "timeout", "values")
+    __slots__ = ("_begun", "_failure", "is_client", "method", "peer", "request_headers", "timeout", "values")
 
     def __init__(
         self,
@@ -73,7 +73,10 @@ class CallContext:
         self.is_client = is_client
         self.values: dict[object, Any] = {}
         self._begun: list[Any] = []
-        """The streams of messages that are to be closed when the call is over, whatever interceptors made of them."""
+        """What is to be closed when the call is over, whatever interceptors made of it: streams of messages, and hooks
+        that are still to be told of the end."""
+        self._failure: BaseException | None = None
+        """What ended the call after it had left the interceptors, such as an answer that cannot be encoded."""
 
     def __repr__(self) -> str:
         return f"<CallContext {self.method.path}>"
@@ -160,6 +163,7 @@ class Hooks:
         Args:
             context: the call.
             error: what ended it early: a ``ConnectError``, a handler's own exception, a cancellation; or None. In
-                whatever way a deadline ends a call, it is a ``ConnectError`` with ``deadline_exceeded``.
+                whatever way a deadline ends a call, it is a ``ConnectError`` with ``deadline_exceeded``. On a service
+                also why an answer could not be encoded, or was too large.
             trailers: of the answer. On a service that answers without an error, they may still be changed.
         """

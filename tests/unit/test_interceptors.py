@@ -20,6 +20,7 @@ from multidict import CIMultiDict
 
 from connectrpc._core.chain import build_chain
 from connectrpc.client import AsyncClient, SyncClient
+from connectrpc.codec import ProtoCodec
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.interceptors import Hooks, Request, Response
 from connectrpc.server import InThreads, ServerResponse, ServerStream, asgi_service, wsgi_service
@@ -713,6 +714,93 @@ def test_hooks_that_fail_at_the_end(
     assert record.exc_info is not None
     assert record.exc_info[1] is failure
     assert record.exc_info[2] is not None
+
+
+def spoiling(asynchronous: bool, wrong: Any) -> Any:
+    """An interceptor that puts ``wrong`` in the place of the last message."""
+
+    def spoil(request: Any, proceed: Any) -> Any:
+        return spoiled(proceed(request))
+
+    async def spoil_async(request: Any, proceed: Any) -> Any:
+        return spoiled(await proceed(request))
+
+    def spoiled(response: Any) -> Any:
+        if response.messages is None:
+            response.message = wrong
+        else:
+            response.messages = last_async(response.messages) if asynchronous else last(response.messages)
+        return response
+
+    def last(messages: Any) -> Iterator[Any]:
+        yield next(messages)
+        yield wrong
+
+    async def last_async(messages: Any) -> AsyncIterator[Any]:
+        yield await messages.__anext__()
+        yield wrong
+
+    return spoil_async if asynchronous else spoil
+
+
+class Picky(ProtoCodec):
+    """Has no bytes for some messages."""
+
+    def encode(self, message: Any) -> bytes:
+        if getattr(message, "file_name", "") == "unwritable":
+            raise ZeroDivisionError("secret")
+        return super().encode(message)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told", "answered"),
+    [
+        (ask("a"), TypeError, "unknown"),
+        (None, TypeError, "unknown"),
+        (reply("x" * 200), ConnectError, "resource_exhausted"),
+        (reply("unwritable"), ZeroDivisionError, "internal"),
+        (ConnectError(ABORTED, "m"), ConnectError, "aborted"),
+    ],
+    ids=["other", "none", "large", "unwritable", "error"],
+)
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["server", "async-server"])
+@EVERY
+def test_hooks_are_told_of_answers_that_cannot_be_sent(
+    method: Any, asynchronous: bool, wrong: Any, told: type[Exception], answered: str
+) -> None:
+    noting = Noting()
+    hooks = [spoiling(asynchronous, wrong), noting]
+    options: Any = {"interceptors": hooks, "send_max_bytes": 100, "codecs": [Picky()]}
+    if asynchronous:
+        answer = through_asgi(asgi_service(SERVICE, AsyncService(), **options))
+    else:
+        answer = through_wsgi(wsgi_service(SERVICE, Service(), **options))
+    outcome = call_sync(SyncClient("http://h", MemoryTransport(answer)), method)
+    assert code_of(outcome.error) == answered
+    ((error, _),) = noting.ends
+    assert type(error) is told
+    if told is ConnectError:
+        assert code_of(error) == answered
+    assert noting.log[-1] == "end"
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["server", "async-server"])
+@EVERY
+def test_hooks_are_told_of_headers_that_cannot_be_sent(method: Any, asynchronous: bool) -> None:
+    class Spoiling(Hooks):
+        def on_response_headers(self, context: Any, headers: Any) -> None:
+            headers["x-h"] = "two\nlines"
+
+    noting = Noting()
+    interceptors = [noting, Spoiling()]
+    if asynchronous:
+        answer = through_asgi(asgi_service(SERVICE, AsyncService(), interceptors=interceptors))
+    else:
+        answer = through_wsgi(wsgi_service(SERVICE, Service(), interceptors=interceptors))
+    outcome = call_sync(SyncClient("http://h", MemoryTransport(answer)), method)
+    assert code_of(outcome.error) == "unknown"
+    ((error, _),) = noting.ends
+    assert isinstance(error, ValueError)
 
 
 def test_hooks_that_fail_when_a_stream_is_left(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from connectrpc._core.http import WholeResponse
 from connectrpc._core.message import encoder_of
 from connectrpc.deadline import NO_DEADLINE, Deadline
 from connectrpc.errors import ConnectError, ConnectErrorCode
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from multidict import CIMultiDict
 
-    from connectrpc._core.http import HeaderList, HeaderView, HTTPRequest, RequestHead, ResponseHead, WholeResponse
+    from connectrpc._core.http import HeaderList, HeaderView, HTTPRequest, RequestHead, ResponseHead
     from connectrpc._core.metadata import Metadata
     from connectrpc.codec import Codec
     from connectrpc.compression import Compression
@@ -152,9 +153,13 @@ class ServerCall(abc.ABC):
 
     The order of events: ``open``; the request, through ``receive``, or through ``take`` and ``taken``; then the answer,
     which is made by ``answer``, or by ``fail`` for any failure before it has begun.
+
+    Attributes:
+        keeps_failure: whether ``failure`` is wanted; who sets it clears that, as what was raised holds much.
+        failure: what the handler, or our work for it, has raised. It is there before messages are closed.
     """
 
-    __slots__ = ("_headers", "deadline", "head", "method")
+    __slots__ = ("_headers", "deadline", "failure", "head", "keeps_failure", "method")
 
     protocol: str
     """What ``Peer.protocol`` says."""
@@ -164,6 +169,8 @@ class ServerCall(abc.ABC):
         self.head = head
         self.deadline = NO_DEADLINE
         self._headers: CIMultiDict[str] | None = None
+        self.keeps_failure = False
+        self.failure: Exception | None = None
 
     def request_headers(self) -> CIMultiDict[str]:
         """All headers of the request."""
@@ -214,12 +221,15 @@ class ServerCall(abc.ABC):
     def answer(self, result: object) -> WholeResponse:
         """The whole answer that a handler's result stands for, in a call that is answered by one message.
 
-        A result that comes too late is not sent: the deadline has promised the client otherwise.
+        A result that comes too late is not sent: the deadline has promised the client otherwise. A whole answer is one
+        that was made from the result before.
 
         Raises:
             TypeError: the result is not what a handler may give.
             Exception: whatever encoding the message, or checking the metadata, raises.
         """
+        if isinstance(result, WholeResponse):
+            return result
         if self.deadline.expires_at is not None and self.deadline.expired():
             self.deadline.check()
         if isinstance(result, self.method.output):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
 
+from connectrpc._core.message import UnencodableError
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.interceptors import Hooks, Request, Response
 
@@ -36,6 +37,7 @@ __all__ = [
     "ended_wrongly",
     "interceptor_failure",
     "is_timeout",
+    "tell_sent",
 ]
 
 _client_logger = logging.getLogger("connectrpc.client")
@@ -141,6 +143,10 @@ def _ended_by(context: CallContext, error: BaseException | None) -> BaseExceptio
         context: the call.
         error: what the chain sees; ``GeneratorExit`` where messages are closed before their end.
     """
+    if isinstance(error, GeneratorExit) and context._failure is not None:
+        error = context._failure
+    if isinstance(error, UnencodableError):
+        error = error.__cause__
     if _by_deadline(context, error):
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the deadline has passed")
     if isinstance(error, GeneratorExit):
@@ -165,7 +171,7 @@ def is_timeout(error: BaseException) -> bool:
 
 
 class _Ending:
-    """Tells hooks of the end of a streamed call, once."""
+    """Tells hooks of the end of a call whose answer has begun, once."""
 
     __slots__ = ("_context", "_ended", "_hooks", "_trailers")
 
@@ -182,6 +188,36 @@ class _Ending:
 
     def _leave(self) -> None:
         self._end(GeneratorExit())
+
+
+class _Given(_Ending):
+    """An answer of one message, which a service has given and not yet sent."""
+
+    __slots__ = ()
+
+    def sent(self) -> None:
+        self._end(None)
+
+    def close(self) -> None:
+        self._leave()
+
+    async def aclose(self) -> None:
+        self._leave()
+
+
+def _tell_given(hooks: Hooks, context: CallContext, response: Response) -> None:
+    """Tell hooks that the end has come with the only message, or on a service remember to."""
+    if context.is_client:
+        _tell_end(hooks, context, None, response.trailers)
+    else:
+        context._begun.append(_Given(hooks, context, response.trailers))
+
+
+def tell_sent(context: CallContext) -> None:
+    """Tell the hooks of a service that its only message was encoded. They may still change the trailers."""
+    for given in context._begun:
+        given.sent()
+    context._begun.clear()
 
 
 # Blocking
@@ -213,12 +249,18 @@ def close_generator(messages: object) -> None:
         messages.close()
 
 
-def close_begun(context: CallContext) -> None:
-    """The call is over: close what interceptors may have left lying, the outermost first."""
-    with contextlib.ExitStack() as stack:
-        for messages in context._begun:
-            stack.callback(messages.close)
-        context._begun.clear()
+def close_begun(context: CallContext, failure: BaseException | None = None) -> None:
+    """The call is over, by ``failure`` if there was one: close what interceptors may have left lying, the outermost
+    first.
+    """
+    context._failure = failure
+    try:
+        with contextlib.ExitStack() as stack:
+            for messages in context._begun:
+                stack.callback(messages.close)
+            context._begun.clear()
+    finally:
+        context._failure = None  # what it was raised through holds the context
 
 
 def _tell(hooks: Hooks, request: Request, proceed: Step) -> Response:
@@ -239,7 +281,7 @@ def _tell(hooks: Hooks, request: Request, proceed: Step) -> Response:
         _tell_end(hooks, context, error, CIMultiDict())
         raise
     if response.messages is None:
-        _tell_end(hooks, context, None, response.trailers)
+        _tell_given(hooks, context, response)
     else:
         context._begun.append(response.messages)
     return response
@@ -353,12 +395,16 @@ def ended_wrongly() -> RuntimeError:
     return RuntimeError("a synchronous iterator raised StopAsyncIteration")
 
 
-async def aclose_begun(context: CallContext) -> None:
+async def aclose_begun(context: CallContext, failure: BaseException | None = None) -> None:
     """``close_begun`` for async code."""
-    async with contextlib.AsyncExitStack() as stack:
-        for messages in context._begun:
-            stack.push_async_callback(messages.aclose)
-        context._begun.clear()
+    context._failure = failure
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            for messages in context._begun:
+                stack.push_async_callback(messages.aclose)
+            context._begun.clear()
+    finally:
+        context._failure = None  # as above
 
 
 async def _tell_async(hooks: Hooks, request: Request, proceed: Step) -> Response:
@@ -379,7 +425,7 @@ async def _tell_async(hooks: Hooks, request: Request, proceed: Step) -> Response
         _tell_end(hooks, context, error, CIMultiDict())
         raise
     if response.messages is None:
-        _tell_end(hooks, context, None, response.trailers)
+        _tell_given(hooks, context, response)
     else:
         context._begun.append(response.messages)
     return response

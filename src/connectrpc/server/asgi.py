@@ -360,8 +360,8 @@ async def _stream(
             raise
         except Exception as error:
             guard.stop()  # what cleans up is not to be disturbed
-            await _close(given, call)
             response = failed(call, error)
+            await _close(given, call)
             await _taken(call, _answer(response, body, send))
             return
         failure: ConnectError | None = None

@@ -39,6 +39,8 @@ def coded(call: ServerCall, error: Exception) -> ConnectError:
     Only a ``ConnectError`` says to the client what it says. Everything else is logged, with its traceback, and told
     without its text, which may hold anything.
     """
+    if call.keeps_failure:
+        call.failure = error
     if isinstance(error, ConnectError):
         error.__traceback__ = None  # one error may be given for many calls, and would keep what all of them had
         return error

@@ -13,7 +13,9 @@ from connectrpc._core.chain import (
     build_chain,
     close_begun,
     close_messages,
+    tell_sent,
 )
+from connectrpc._core.plain import PlainServerCall
 from connectrpc.errors import ConnectError
 from connectrpc.interceptors import CallContext, Request, Response
 from connectrpc.request import AsyncClientStream, ClientRequest, ClientStream, ServerResponse, ServerStream
@@ -21,6 +23,7 @@ from connectrpc.request import AsyncClientStream, ClientRequest, ClientStream, S
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
+    from connectrpc._core.http import WholeResponse
     from connectrpc.method import Method
 
     Handler = Callable[[Any], Any]
@@ -60,15 +63,15 @@ def _intercepted(method: Method[Any, Any], handler: Handler, interceptors: Seque
         request = _request(given)
         try:
             response = chain(request)
+            if method.kind.server_streams:
+                return ServerStream(_Whole(request, response), response.headers, response.trailers)
+            return _whole(request, response)
         except BaseException as error:
-            close_begun(request.context)
-            given_error, metadata = request.context.values.get(_ERROR, _NOTHING_GIVEN)
-            if error is given_error:
-                return ServerResponse(given_error.with_traceback(None), *metadata)
-            raise
-        if method.kind.server_streams:
-            return ServerStream(_Whole(request, response), response.headers, response.trailers)
-        return ServerResponse(response.message, response.headers, response.trailers)
+            close_begun(request.context, error)
+            given_error = _given_error(request, error)
+            if given_error is None:
+                raise
+            return given_error
 
     return call
 
@@ -90,15 +93,15 @@ def _intercepted_async(method: Method[Any, Any], handler: Handler, interceptors:
         request = _request(given)
         try:
             response = await chain(request)
+            if method.kind.server_streams:
+                return ServerStream(_WholeAsync(request, response), response.headers, response.trailers)
+            return _whole(request, response)
         except BaseException as error:
-            await aclose_begun(request.context)
-            given_error, metadata = request.context.values.get(_ERROR, _NOTHING_GIVEN)
-            if error is given_error:
-                return ServerResponse(given_error.with_traceback(None), *metadata)
-            raise
-        if method.kind.server_streams:
-            return ServerStream(_WholeAsync(request, response), response.headers, response.trailers)
-        return ServerResponse(response.message, response.headers, response.trailers)
+            await aclose_begun(request.context, error)
+            given_error = _given_error(request, error)
+            if given_error is None:
+                raise
+            return given_error
 
     return call
 
@@ -137,13 +140,49 @@ def _response(request: Request, result: Any) -> Response:
         return Response(messages=messages, headers=stream.headers, trailers=stream.trailers)
     request.context.timeout.check()  # it would not be sent any more
     if isinstance(result, ServerResponse):
-        if result.error is None:
-            return Response(result.msg, headers=result.headers, trailers=result.trailers)
-        request.context.values[_ERROR] = (result.error, result.metadata())
-        raise result.error
+        _raise_error(request, result)
+        return Response(result.msg, headers=result.headers, trailers=result.trailers)
     if isinstance(result, ConnectError):
         raise result
     return Response(result)
+
+
+def _raise_error(request: Request, result: ServerResponse[Any]) -> None:
+    """An answer that is an error is raised, and its metadata kept beside it."""
+    if result.error is not None:
+        request.context.values[_ERROR] = (result.error, result.metadata())
+        raise result.error
+
+
+def _given_error(request: Request, error: BaseException) -> ServerResponse[Any] | None:
+    """The answer that ``error`` was, if ``_raise_error`` has raised it."""
+    given, metadata = request.context.values.get(_ERROR, _NOTHING_GIVEN)
+    return ServerResponse(given.with_traceback(None), *metadata) if error is given else None
+
+
+def _whole(request: Request, response: Response) -> WholeResponse:
+    """The answer that comes out of the interceptors. It is made here, as hooks are to hear whether it can be.
+
+    Raises:
+        Exception: it cannot be.
+    """
+    result = ServerResponse(response.message, response.headers, response.trailers)
+    _raise_error(request, result)
+    call = request.context.values[_CALL]
+    if isinstance(call, PlainServerCall):
+        call = call.long_way()
+    trailers = response.trailers.copy()
+    answer: WholeResponse = call.answer(result)
+    tell_sent(request.context)
+    return answer if response.trailers == trailers else call.answer(result)
+
+
+def _take_failure(context: CallContext) -> Exception | None:
+    """What has ended a stream outside the interceptors."""
+    call = context.values[_CALL]
+    failure: Exception | None = call.failure
+    call.failure = None
+    return failure
 
 
 class _Raising:
@@ -176,6 +215,7 @@ class _Whole:
         self._request = request
         self._response = response
         self._messages: Any = None
+        request.context.values[_CALL].keeps_failure = True
 
     def __iter__(self) -> Iterator[Any]:
         messages: Any = self._response.messages
@@ -186,10 +226,12 @@ class _Whole:
         return next(self._messages)
 
     def close(self) -> None:
+        context = self._request.context
+        context._failure = failure = _take_failure(context)
         try:
             close_messages(self._messages)
         finally:
-            close_begun(self._request.context)
+            close_begun(context, failure)
 
 
 class _RaisingAsync:
@@ -222,6 +264,7 @@ class _WholeAsync:
         self._request = request
         self._response = response
         self._messages: Any = None
+        request.context.values[_CALL].keeps_failure = True
 
     def __aiter__(self) -> AsyncIterator[Any]:
         messages: Any = self._response.messages
@@ -232,7 +275,9 @@ class _WholeAsync:
         return await self._messages.__anext__()
 
     async def aclose(self) -> None:
+        context = self._request.context
+        context._failure = failure = _take_failure(context)
         try:
             await aclose_messages(self._messages)
         finally:
-            await aclose_begun(self._request.context)
+            await aclose_begun(context, failure)

@@ -207,8 +207,8 @@ def _stream(
         head = call.start(headers)
         messages = iter(given)
     except Exception as error:
-        _close(given, call)
         response = failed(call, error)
+        _close(given, call)
         body.drain()
         return _send(response, environ, start_response)
     # Not when the first part is asked for: some servers want it called before the app has returned.
