@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import itertools
+import socket
 import sys
 import threading
 import time
@@ -15,13 +17,14 @@ import pytest
 
 from connectrpc.client import CancelToken
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.interceptors import Hooks
 
 from colours import AsyncColour, Colour, SyncColour
 from helpers import STREAM_HEAD, Background, answering, black_hole, count_sockets, echo_all, good_answer, settles
 from integration_pb2 import ChatRequest, CountRequest, CountResponse, EchoRequest, NotesRequest, SumRequest
 from integration_pb2_connect import AsyncProbeServiceClient, ProbeServiceClient
 from rawhttp import Peer, RawServer, chunked, envelope, response
-from rawhttp2 import h2_server, run_http2_server
+from rawhttp2 import Frame, frame, h2_server, run_http2_server
 from test_fork import Child
 from test_http_clients import TLS, Proxy, https
 
@@ -848,7 +851,197 @@ def test_the_server_resets_a_stream(kind: type[Colour], number: int, code: Conne
         assert server.accepted == 1, "the connection is as good as before"
 
 
+HTTP2 = {"http1": False, "http2": True}
+
+STREAM = [(":status", "200"), ("content-type", "application/connect+proto")]
+
+LONG = [SumRequest(number=1, padding=bytes(20_000))] * 50
+"""More than one window takes."""
+
+
+@both
+@pytest.mark.parametrize("requests", [LONG[:1], LONG], ids=["sent", "being sent"])
+def test_requests_in_parts_are_not_sent_again(kind: type[Colour], requests: list[SumRequest]) -> None:
+    """A server that goes away has not taken the call. httpx would begin another with the parts that are left."""
+    went = False
+    answered: list[str | None] = []
+
+    def goes(peer: H2Peer) -> None:
+        nonlocal went
+        while (stream := peer.request(whole=False)) is not None:
+            if went or stream.id == 1:
+                peer.wait(lambda stream=stream: stream.over)  # type: ignore[misc]
+                if stream.ended:
+                    answered.append(stream.get(":path"))
+                    peer.head(stream, [(":status", "200"), ("content-type", "application/proto")], end=True)
+                continue
+            went = True
+            peer.reading = False
+            peer.wait(lambda stream=stream: stream.over or len(stream.body) > 50_000)  # type: ignore[misc]
+            last_stream, no_error = 1, 0
+            peer.raw(frame(Frame.GOAWAY, 0, 0, last_stream.to_bytes(4, "big") + no_error.to_bytes(4, "big")))
+            peer.finish()
+            return
+
+    with h2_server(goes, window=65_535) as server, colour(kind, Wire(server.url, "HTTP/2", HTTP2)) as client:
+        client.text()
+        error = client.call_sum(iter(requests)).error()
+        assert error is not None
+        assert error.code is Code.UNAVAILABLE
+        assert "going away" in error.message
+        assert client.call_echo(EchoRequest(), timeout=10).error() is None
+    assert [str(path).rpartition("/")[2] for path in answered] == ["Echo", "Echo"]
+
+
+@both
+def test_authentication_that_sends_requests_twice(kind: type[Colour]) -> None:
+    """It may, where a request is in one piece. Of one in parts nothing is left."""
+
+    def wants_a_digest(peer: Peer) -> None:
+        while (request := peer.read()) is not None:
+            if "authorization" in request.headers:
+                peer.send(good_answer(request.body))
+            else:
+                challenge = b'www-authenticate: Digest realm="r", qop="auth", nonce="n", opaque="o"\r\n'
+                peer.send(b"HTTP/1.1 401 Unauthorized\r\n" + challenge + b"content-length: 0\r\n\r\n")
+
+    def wire() -> Wire:
+        return Wire(server.url, "", {"auth": httpx.DigestAuth("u", "p")})
+
+    with RawServer(wants_a_digest) as server:
+        with colour(kind, wire()) as client:
+            assert client.text("whole") == "whole"
+        with colour(kind, wire()) as client:
+            error = client.call_sum(iter(LONG[:3])).error()
+        assert error is not None
+        assert error.code is Code.UNAUTHENTICATED
+        assert "sent only once" in error.message
+
+
+def overtaking(peer: H2Peer, answer: bytes, code: int) -> None:
+    """Stops taking a request in the midst of it, and says why."""
+    while (stream := peer.request(whole=False)) is not None:
+        peer.reading = False
+        peer.wait(lambda stream=stream: len(stream.body) > 60_000)  # type: ignore[misc]
+        if answer:
+            peer.head(stream, STREAM)
+            peer.data(stream, answer, end=True)
+        if code >= 0:
+            peer.reset(stream, code)
+        if not peer.wait(lambda stream=stream: stream.over or code >= 0):  # type: ignore[misc]
+            return
+        peer.reading = True
+        peer.h2.increment_flow_control_window(len(stream.body))
+        peer.flush()
+
+
+@both
+@pytest.mark.parametrize("code", [0, -1], ids=["reset", "no reset"])
+def test_an_answer_that_overtakes_an_upload_over_http2(kind: type[Colour], code: int) -> None:
+    """Nobody takes the rest of the request, and it is not waited for. The answer is there (RFC 9113 section 8.1)."""
+    refusal = b'{"error":{"code":"not_found","message":"no such thing"}}'
+    answers = [envelope(refusal, 2), envelope(SumRequest(number=7).SerializeToString()) + envelope(b"{}", 2)]
+
+    for answer in answers:
+        with (
+            h2_server(lambda peer, answer=answer: overtaking(peer, answer, code), window=65_535) as server,  # type: ignore[misc]
+            colour(kind, Wire(server.url, "HTTP/2", HTTP2)) as client,
+        ):
+            for _ in range(3):
+                error = client.call_sum(iter(LONG)).error()
+                assert (None if error is None else error.message) == ("no such thing" if answer is answers[0] else None)
+            assert server.accepted == 1
+
+
+@both
+@pytest.mark.parametrize(("number", "code"), [(8, Code.CANCELED), (11, Code.RESOURCE_EXHAUSTED)])
+def test_the_server_resets_an_upload(kind: type[Colour], number: int, code: ConnectErrorCode) -> None:
+    with (
+        h2_server(lambda peer: overtaking(peer, b"", number), window=65_535) as server,
+        colour(kind, Wire(server.url, "HTTP/2", HTTP2)) as client,
+    ):
+        for _ in range(2):
+            error = client.call_sum(iter(LONG)).error()
+            assert error is not None
+            assert "the server ended the stream" in error.message
+            assert error.code is code
+        assert server.accepted == 1
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/2"])
+def test_the_callers_generator_ends_with_the_call(version: str) -> None:
+    """Where it was read, and not when the collector comes upon it."""
+    ended: list[str] = []
+    variable = contextvars.ContextVar("variable", default="unset")
+
+    def endless() -> Iterator[SumRequest]:
+        token = variable.set("inner")
+        try:
+            yield from itertools.repeat(SumRequest(padding=bytes(20_000)))
+        finally:
+            variable.reset(token)
+            ended.append(variable.get())
+
+    def takes_nothing(peer: Peer) -> None:
+        peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        gone.wait(10)
+
+    gone = threading.Event()
+    variable.set("the caller's")
+    server = h2_server(lambda peer: peer.finish(), window=65_535) if version == "HTTP/2" else RawServer(takes_nothing)
+    with server, Wire(server.url, version, HTTP2 if version == "HTTP/2" else {}).client() as http_client:
+        output = ProbeServiceClient(server.url, http_client).call_sum(endless(), timeout_seconds=0.5)
+        gone.set()
+        error = output.error()
+        assert error is not None
+        assert error.code is Code.DEADLINE_EXCEEDED
+        assert settles(lambda: ended == ["the caller's"]), ended
+
+
 # asyncio.
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["not begun", "begun"])
+def test_async_streams_that_are_forgotten(wire: Wire, begun: bool) -> None:
+    """They give back their place in the pool, and their stream of a connection, whoever collects them."""
+
+    async def main() -> None:
+        limits = httpx.Limits(max_connections=1)
+        async with wire.aclient(limits=limits, timeout=httpx.Timeout(5)) as http_client:
+            client = AsyncProbeServiceClient(wire.url, http_client)
+            for _ in range(120 if wire.version == "HTTP/2" else 3):
+                stream = await client.call_count(CountRequest(up_to=1_000_000, delay_ms=50))
+                assert stream.error() is None
+                if begun:
+                    await stream.__anext__()
+                del stream
+                gc.collect(0)
+                await asyncio.sleep(0)
+            echo = await client.echo(EchoRequest(text="next"), timeout_seconds=10)
+            assert echo.request.text == "next"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("interceptors", [[], [Hooks()]], ids=["plain", "hooks"])
+def test_a_task_that_reads_is_woken_when_another_closes(shared: Wire, interceptors: list[Any]) -> None:
+    async def main() -> None:
+        async with shared.aclient() as http_client:
+            client = AsyncProbeServiceClient(shared.url, http_client, interceptors=interceptors)
+            stream = await client.call_count(CountRequest(up_to=2, delay_ms=60_000))
+
+            async def read() -> list[int]:
+                return [message.number async for message in stream]
+
+            reading = asyncio.create_task(read())
+            await asyncio.sleep(0.2)
+            assert not reading.done()
+            await stream.close()
+            await asyncio.wait_for(reading, 5)
+            echo = await client.echo(EchoRequest(text="next"), timeout_seconds=5)
+            assert echo.request.text == "next"
+
+    asyncio.run(main())
 
 
 async def acall(client: AsyncProbeServiceClient, call: Callable[..., object], timeout: float | None = None) -> None:

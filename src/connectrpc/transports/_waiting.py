@@ -19,7 +19,7 @@ from connectrpc.transports._ending import LONGEST_WAIT
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Helper", "Waiting", "Wakeup", "end_parts", "start_thread"]
+__all__ = ["Helper", "Waiting", "Wakeup", "close_parts", "end_parts", "start_thread"]
 
 T = TypeVar("T")
 ThreadT = TypeVar("ThreadT", bound=threading.Thread)
@@ -112,9 +112,14 @@ if hasattr(os, "register_at_fork"):
 
 def end_parts(context: contextvars.Context, parts: Iterator[bytes]) -> None:
     """End a generator that was read in another thread, in that thread, with the caller's context variables."""
+    context.run(close_parts, parts)
+
+
+def close_parts(parts: Iterator[bytes]) -> None:
+    """End a generator where it was read. The call is over, and has its outcome."""
     try:
-        context.run(close_messages, parts)
-    except BaseException:  # the call is over, and has its outcome
+        close_messages(parts)
+    except BaseException:
         _logger.exception("a request iterator failed while it was closed")
 
 

@@ -8,16 +8,24 @@ import types
 import weakref
 from typing import TYPE_CHECKING, Any, cast
 
+import httpx
+
 from connectrpc.transports._background import in_background
 from connectrpc.transports._failures import reraise
 from connectrpc.transports._reading import AsyncChunkedResponse
 from connectrpc.transports.httpx._http2 import Stream
-from connectrpc.transports.httpx._httpx import FAILURES, Headers, Transport, UploadFailedError, coded, is_failure
+from connectrpc.transports.httpx._httpx import (
+    FAILURES,
+    Headers,
+    Transport,
+    UploadFailedError,
+    coded,
+    is_failure,
+    sent_twice,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Generator
-
-    import httpx
 
     from connectrpc._core.http import HeaderView, HTTPRequest
 
@@ -84,22 +92,27 @@ class AsyncHttpxTransport(Transport):
         upload = None if body is None or isinstance(body, bytes) else _AsyncUpload(body)
         content = body if upload is None else upload.content
         stream: Stream | None = None
-        stale = False
+        stale = answered = False
 
         async def trace(event: str, info: dict[str, Any]) -> None:
-            nonlocal stale, stream
+            nonlocal answered, stale, stream
             if event.endswith("send_request_headers.started"):
                 self._home.loop = asyncio.get_running_loop()
                 if event.startswith("http2"):
                     stream = Stream.find(self._client, request.url, info)
                     if stream is not None:
                         _shield(stream.network)
+                        stream.share()
+                        if upload is not None:
+                            upload.stream = stream
             elif event.endswith((".connect_tcp.complete", ".connect_unix_socket.complete", ".start_tls.complete")):
                 _shield(info["return_value"])
             elif event.endswith("send_connection_init.failed"):
                 # The call that was to begin the connection was cancelled, which has closed it, but httpcore goes on
                 # with the next call that waits for it. Nothing of that was sent.
                 stale = type(info["exception"]).__module__ == "h2.exceptions"
+            elif event.endswith("receive_response_headers.complete"):
+                answered = True
 
         async def begin() -> httpx.Response:
             native = self._request(request, content, self._timeouts(None), trace)
@@ -119,6 +132,8 @@ class AsyncHttpxTransport(Transport):
                 in_background(stream.aflush())
             if isinstance(error, UploadFailedError):
                 reraise(error.failure)
+            if isinstance(error, httpx.StreamConsumed) and upload is not None:
+                raise sent_twice(answered=answered) from error
             if is_failure(error):
                 raise coded(error, answered=False) from error
             raise
@@ -134,12 +149,15 @@ class _AsyncUpload:
     def __init__(self, parts: AsyncIterator[bytes]) -> None:
         self._parts = parts
         self.finished = False
+        self.stream: Stream | None = None
         self.content: Any = self._read()
 
     async def _read(self) -> AsyncIterator[bytes]:
         try:
             async for part in self._parts:
                 yield part
+                if self.stream is not None and self.stream.ended:
+                    return
             self.finished = True
         except Exception as error:
             raise UploadFailedError(error) from error
@@ -180,11 +198,13 @@ def _rest(work: Coroutine[Any, Any, Any], waits_for: Any) -> Generator[Any, Any,
 class _AsyncResponse(AsyncChunkedResponse):
     """An answer of httpx's."""
 
-    __slots__ = ("_chunks", "_closed", "_response", "_stream", "_upload", "headers", "status")
+    __slots__ = ("_chunks", "_closed", "_loop", "_reading", "_response", "_stream", "_upload", "headers", "status")
 
     trailers = None  # the library does not tell
 
     def __init__(self, response: httpx.Response, upload: _AsyncUpload | None, stream: Stream | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._reading = False
         self._response = response
         self._upload = upload
         self._stream = stream
@@ -199,13 +219,22 @@ class _AsyncResponse(AsyncChunkedResponse):
     def uploaded(self) -> bool:
         return self._upload is None or self._upload.finished
 
+    def __del__(self) -> None:
+        # Of a stream that was left lying about: its connection would be lost to its pool.
+        if not self._closed and not self._response.is_closed:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and its connections with it
+                self._loop.call_soon_threadsafe(self.close)
+
     async def read_chunk(self) -> bytes:
+        self._reading = True
         try:
             async for chunk in self._chunks:
                 if chunk:  # a frame may be empty
                     return chunk
         except FAILURES as error:
             raise coded(error, answered=True) from error
+        finally:
+            self._reading = False
         return b""
 
     def close(self) -> None:
@@ -215,7 +244,7 @@ class _AsyncResponse(AsyncChunkedResponse):
         if self._response.is_closed:
             return
         if self._stream is not None:
-            in_background(self._end(self._stream, self._stream.reset()))
+            in_background(self._end(self._stream, self._stream.reset(wake=self._reading)))
         elif "network_stream" in self._response.extensions and asyncio.current_task() is not None:
             _finish(self._response.aclose())
         else:
@@ -226,7 +255,8 @@ class _AsyncResponse(AsyncChunkedResponse):
             if unsent:
                 await stream.aflush()
         finally:
-            await self._response.aclose()
+            if not self._reading:  # else who reads is woken by that, and closes
+                await self._response.aclose()
 
 
 async def _whole(content: bytes) -> AsyncIterator[bytes]:

@@ -11,7 +11,7 @@ import httpx
 __all__ = ["H2_FAILURES", "Stream", "pool_of"]
 
 try:
-    from h2.events import DataReceived, StreamReset
+    from h2.events import DataReceived, StreamEnded, StreamReset
     from h2.exceptions import H2Error
 except ImportError:  # httpx has HTTP/2 only where it is
     H2_FAILURES: tuple[type[Exception], ...] = ()
@@ -21,6 +21,9 @@ else:
 _RESET_FAILURES: tuple[type[Exception], ...] = (AttributeError, *H2_FAILURES)
 
 _CANCEL = 8  # the error code of RFC 9113 section 7
+
+_SOME_BYTES = 16 * 1024
+"""How much may seem to be sent on a stream that the server has ended. It comes to nothing."""
 
 
 def pool_of(client: Any, url: str) -> Any:
@@ -32,11 +35,32 @@ def pool_of(client: Any, url: str) -> Any:
     return client._transport_for_url(httpx.URL(url))._pool
 
 
-class _Locked:
-    """What h2 knows of a connection, for one thread after another."""
+class _Shared:
+    """What h2 knows of a connection, for one thread after another.
 
-    def __init__(self, state: Any) -> None:
-        self.__dict__.update(_state=state, _lock=threading.RLock())
+    Streams that the server has ended take the rest of their requests and drop it. Else httpcore would fail there, or
+    wait for a window that never opens, and in either case never come to the answer that it has already.
+    """
+
+    def __init__(self, state: Any, events: dict[int, list[Any]]) -> None:
+        self.__dict__.update(_state=state, _events=events, _lock=threading.RLock())
+
+    def local_flow_control_window(self, number: int) -> int:
+        with self._lock:
+            return _SOME_BYTES if _ended(self._events, number) else self._state.local_flow_control_window(number)
+
+    def send_data(self, number: int, data: bytes) -> None:
+        with self._lock:
+            if not _ended(self._events, number):
+                self._state.send_data(number, data)
+
+    def end_stream(self, number: int) -> None:
+        with self._lock:
+            if not _ended(self._events, number):
+                self._state.end_stream(number)
+                return
+            with contextlib.suppress(*H2_FAILURES):  # the server has reset it
+                self._state.reset_stream(number, _CANCEL)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._state, name)
@@ -51,6 +75,12 @@ class _Locked:
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._state, name, value)
+
+
+def _ended(events: dict[int, list[Any]], number: int) -> bool:
+    """Whether the server has ended a stream: nothing comes after that."""
+    of_stream = events.get(number, ())
+    return len(of_stream) > 0 and isinstance(of_stream[-1], StreamEnded | StreamReset)
 
 
 class Stream:
@@ -89,15 +119,21 @@ class Stream:
 
     def share(self) -> None:
         """Let threads use the connection at the same time, which httpcore alone does not: what two of them send, and
-        the books that are kept of it, get mixed up."""
-        if not isinstance(self._connection._h2_state, _Locked):
-            self._connection._h2_state = _Locked(self._connection._h2_state)
+        the books that are kept of it, get mixed up. Also mind what the server has ended."""
+        with contextlib.suppress(AttributeError):
+            if not isinstance(self._connection._h2_state, _Shared):
+                self._connection._h2_state = _Shared(self._connection._h2_state, self._connection._events)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server has ended it, as far as somebody has read that. It takes no more of the request."""
+        return _ended(self._connection._events, self._number)
 
     def reset(self, *, wake: bool = False) -> bool:
         """Have the stream end. Whether there is anything to send to the server.
 
         Args:
-            wake: have a thread that reads the connection for this stream find that out.
+            wake: have a thread or task that reads the connection for this stream find that out.
         """
         if self._over:
             return False

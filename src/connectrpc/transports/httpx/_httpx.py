@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from connectrpc._core.http import HTTPRequest
 
-__all__ = ["FAILURES", "Headers", "Transport", "UploadFailedError", "coded", "earlier", "is_failure"]
+__all__ = ["FAILURES", "Headers", "Transport", "UploadFailedError", "coded", "earlier", "is_failure", "sent_twice"]
 
 FAILURES: tuple[type[Exception], ...] = (httpx.TransportError, httpx.StreamClosed, OSError, *H2_FAILURES)
 """What httpx raises of its own. A RuntimeError is a client that was closed, which is the user's to know as it is."""
@@ -153,6 +153,20 @@ def _origin(error: BaseException) -> str:
     return "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", ""))
 
 
+def sent_twice(*, answered: bool) -> ConnectError:
+    """What it is to the caller that a request in parts would have to be sent a second time.
+
+    Args:
+        answered: whether the server has answered it, or has refused to begin with it.
+    """
+    if answered:
+        return ConnectError(
+            ConnectErrorCode.UNAUTHENTICATED,
+            "the HTTP client's authentication sends a request twice, and one of several messages can be sent only once",
+        )
+    return ConnectError(ConnectErrorCode.UNAVAILABLE, "the server is going away and has not taken the request")
+
+
 def coded(error: BaseException, *, answered: bool) -> ConnectError:
     """What a failure of httpx's is to the caller, before or after the head of the answer has come."""
     text = str(error) or type(error).__name__
@@ -169,6 +183,8 @@ def coded(error: BaseException, *, answered: bool) -> ConnectError:
             event: Any = cause.args[0] if cause.args else None
             if hasattr(event, "error_code") and hasattr(event, "stream_id"):
                 return stream_reset(int(event.error_code or 0))
+            if hasattr(event, "error_code") and hasattr(event, "last_stream_id"):
+                return connection_failed("the server is going away")
     failure = tls_failure(error)
     if failure is not None:
         return failure

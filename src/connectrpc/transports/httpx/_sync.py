@@ -15,7 +15,7 @@ from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.transports._ending import Ending
 from connectrpc.transports._failures import reraise
 from connectrpc.transports._reading import ChunkedResponse
-from connectrpc.transports._waiting import Helper, Waiting
+from connectrpc.transports._waiting import Helper, Waiting, close_parts
 from connectrpc.transports.httpx._http2 import Stream, pool_of
 from connectrpc.transports.httpx._httpx import (
     FAILURES,
@@ -25,6 +25,7 @@ from connectrpc.transports.httpx._httpx import (
     coded,
     earlier,
     is_failure,
+    sent_twice,
 )
 
 if TYPE_CHECKING:
@@ -177,6 +178,8 @@ class HttpxTransport(Transport):
             call.finish()
             if isinstance(error, UploadFailedError):
                 reraise(error.failure)
+            if isinstance(error, _SentTwiceError):
+                raise sent_twice(answered=call.was_answered) from error
             if isinstance(error, _AbandonedError) or is_failure(error):
                 call.fail(error, answered=False)
             raise
@@ -185,14 +188,18 @@ class HttpxTransport(Transport):
         return _Response(response, call, may_be_left=stream or cancel is not None or deadline.expires_at is not None)
 
     def _open(self, request: HTTPRequest, content: Any, call: _Call) -> httpx.Response:
-        with _serving_for(call), self._opening(call):
-            while True:
-                call.timeouts = self._timeouts(call.opening.remaining())
-                native = self._request(request, content, call.timeouts, call.trace)
-                try:
-                    return cast("httpx.Response", self._client.send(native, stream=True, follow_redirects=False))
-                except _StaleError:
-                    continue
+        try:
+            with _serving_for(call), self._opening(call):
+                while True:
+                    call.timeouts = self._timeouts(call.opening.remaining())
+                    native = self._request(request, content, call.timeouts, call.trace)
+                    try:
+                        return cast("httpx.Response", self._client.send(native, stream=True, follow_redirects=False))
+                    except _StaleError:
+                        continue
+        finally:
+            if isinstance(content, _Upload):
+                content.end()  # sent whole, or as far as it will be
 
     @contextlib.contextmanager
     def _opening(self, call: _Call) -> Iterator[None]:
@@ -227,19 +234,30 @@ class _AbandonedError(Exception):
     """Ends the upload of a call that is over: as a failure, lest the server take a part for the whole."""
 
 
+class _SentTwiceError(Exception):
+    """A request is to be sent again whose parts are gone. httpx would send the rest of them, which may be nothing."""
+
+
 class _Upload:
     """A request body in parts."""
 
     def __init__(self, parts: Iterator[bytes]) -> None:
         self._parts = parts
+        self._begun = False
         self._abandoned = False
+        self.stream: Stream | None = None
 
     def __iter__(self) -> _Upload:
+        if self._begun:
+            raise _SentTwiceError
         return self
 
     def __next__(self) -> bytes:
+        self._begun = True
         if self._abandoned:
             raise _AbandonedError
+        if self.stream is not None and self.stream.ended:
+            raise StopIteration
         try:
             with _serving_for(None):  # it may itself make calls
                 part = next(self._parts, None)
@@ -254,6 +272,11 @@ class _Upload:
     def abandon(self) -> None:
         """Read no more parts. From any thread; one that is waited for is the last."""
         self._abandoned = True
+
+    def end(self) -> None:
+        """No more parts will be read. In the thread that has read them."""
+        with _serving_for(None):
+            close_parts(self._parts)
 
 
 class _Call(Ending):
@@ -272,6 +295,7 @@ class _Call(Ending):
         "shared",
         "stream",
         "timeouts",
+        "was_answered",
     )
 
     def __init__(
@@ -298,6 +322,8 @@ class _Call(Ending):
         """Whether its connection serves other calls as well."""
         self.stream: Stream | None = None
         self.timeouts: dict[str, float | None] = {}
+        self.was_answered = False
+        """Whether the head of an answer has come, which need not be the last one."""
         self.heed_token()
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
@@ -315,6 +341,8 @@ class _Call(Ending):
                 self.stream = Stream.find(self._client, self._url, info)
                 if self.stream is not None:
                     self.stream.share()
+                    if self._upload is not None:
+                        self._upload.stream = self.stream
                 self.check()  # it may have been stopped just before there was a stream to end
             else:
                 # For a connection that was opened by others than us.
@@ -324,6 +352,8 @@ class _Call(Ending):
             info["timeout"] = earlier(info.get("timeout"), self.opening.remaining())
         elif step == "start_tls.started":
             info["timeout"] = earlier(info.get("timeout"), self.opening.remaining())
+        elif step == "receive_response_headers.complete":
+            self.was_answered = True
         elif step in ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete"):
             _tap(info["return_value"])
 
