@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Union
 
 from multidict import CIMultiDict, MultiDict
@@ -19,6 +20,7 @@ HeaderInput = Union[
     MultiDict[str],
     CIMultiDict[str],
     "HTTPHeaderDict",
+    Mapping[str, str | list[str] | tuple[str, ...]],
 ]
 """What may be given wherever headers or trailers are taken: names with one value or a list of values each, or one
 of the multi-value mappings of multidict and urllib3. Names are case-insensitive; repeated names keep their order."""

@@ -52,10 +52,22 @@ class CallContext:
         timeout: what is left of the deadline.
         request_headers: on a client they may be changed until the request goes out.
         is_client: whether this is the client's side.
-        values: for interceptors to keep things in, by keys of their own.
+        values: for interceptors to keep things in, by keys of their own. A handler finds them in its request's
+            ``values``.
     """
 
-    __slots__ = ("_begun", "_failure", "is_client", "method", "peer", "request_headers", "timeout", "values")
+    __slots__ = (
+        "_begun",
+        "_call",
+        "_error",
+        "_failure",
+        "is_client",
+        "method",
+        "peer",
+        "request_headers",
+        "timeout",
+        "values",
+    )
 
     def __init__(
         self,
@@ -75,6 +87,11 @@ class CallContext:
         self._begun: list[Any] = []
         """What is to be closed when the call is over, whatever interceptors made of it: streams of messages, and hooks
         that are still to be told of the end."""
+        self._call: Any = None
+        """What the handler may ask, on a service."""
+        self._error: tuple[Any, tuple[Any, ...]] = (None, ())
+        """An error that a handler has given, and the metadata that came with it. Not on the error itself: that may be
+        used for other calls too."""
         self._failure: BaseException | None = None
         """What ended the call after it had left the interceptors, such as an answer that cannot be encoded."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from multidict import CIMultiDict
 
@@ -53,9 +53,10 @@ class _CallInfo(Protocol):
 class _Call:
     """The part that requests and streams have in common."""
 
-    __slots__ = ("_call",)
+    __slots__ = ("_call", "_values")
 
     _call: _CallInfo
+    _values: dict[object, Any] | None
 
     @property
     def headers(self) -> CIMultiDict[str]:
@@ -77,6 +78,13 @@ class _Call:
         """Who calls."""
         return self._call.peer()
 
+    @property
+    def values(self) -> dict[object, Any]:
+        """What interceptors have kept for the handler: ``CallContext.values``. Empty without any."""
+        if self._values is None:
+            self._values = {}
+        return self._values
+
 
 class ClientRequest(_Call, Generic[T]):
     """A request of exactly one message.
@@ -90,6 +98,7 @@ class ClientRequest(_Call, Generic[T]):
     def __init__(self, msg: T, call: _CallInfo) -> None:
         self.msg = msg
         self._call = call
+        self._values = None
         self._trailers: CIMultiDict[str] | None = None
 
     @property
@@ -115,6 +124,7 @@ class ClientStream(_Call, Generic[T]):
     def __init__(self, messages: Iterator[T], call: _CallInfo) -> None:
         self._messages = messages
         self._call = call
+        self._values = None
 
     def __iter__(self) -> Iterator[T]:
         return self._messages
@@ -131,12 +141,19 @@ class AsyncClientStream(_Call, Generic[T]):
     def __init__(self, messages: AsyncIterator[T], call: _CallInfo) -> None:
         self._messages = messages
         self._call = call
+        self._values = None
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self._messages
 
     def __repr__(self) -> str:
         return f"<AsyncClientStream {self.method.path}>"
+
+
+def _multidict(given: HeaderInput | None) -> CIMultiDict[str]:
+    if isinstance(given, CIMultiDict):
+        return cast("CIMultiDict[str]", given)
+    return CIMultiDict(iter_headers(given or {}))
 
 
 class _Metadata:
@@ -150,16 +167,14 @@ class _Metadata:
     @property
     def headers(self) -> CIMultiDict[str]:
         """The headers to answer with. May be changed until the answer's first byte goes out."""
-        if not isinstance(self._headers, CIMultiDict):
-            self._headers = CIMultiDict(iter_headers(self._headers or {}))
-        return self._headers
+        headers = self._headers = _multidict(self._headers)
+        return headers
 
     @property
     def trailers(self) -> CIMultiDict[str]:
         """The trailers to end with. May be changed until the end, by a stream's generator too."""
-        if not isinstance(self._trailers, CIMultiDict):
-            self._trailers = CIMultiDict(iter_headers(self._trailers or {}))
-        return self._trailers
+        trailers = self._trailers = _multidict(self._trailers)
+        return trailers
 
     def metadata(self) -> tuple[HeaderInput | None, HeaderInput | None]:
         """Headers and trailers as they were given, for the runtime."""

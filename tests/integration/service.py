@@ -203,7 +203,7 @@ def _misbehave(msg: EchoRequest, response: EchoResponse) -> ServerResponse[EchoR
         "bad headers": lambda: ServerResponse(response, headers={argument: SECRET}),
         "bad value": lambda: ServerResponse(response, headers={"x-bad": "a\r\nset-cookie: b"}),
         "bad trailers": lambda: ServerResponse(response, trailers={"x-bad": "\u00e4\r\n\r\n<html>"}),
-        "not text": lambda: ServerResponse(response, headers={"x-bad": 5}),  # type: ignore[arg-type]
+        "not text": lambda: ServerResponse(response, headers={"x-bad": 5}),  # type: ignore[dict-item]
         "bad error": lambda: ServerResponse(ConnectError(ConnectErrorCode.ABORTED), headers={"x-bad": "\n"}),
         "reached": lambda: EchoResponse(request=EchoRequest(number=noted.reached.get(argument, 0))),
     }

@@ -10,6 +10,7 @@ import asyncio
 import io
 import json
 import types
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -331,7 +332,7 @@ MISSING = {method.python_name: _missing for method in METHODS}
 
 # ASGI
 
-Event = dict[str, Any]
+Event = MutableMapping[str, Any]
 
 
 def scope(
@@ -404,7 +405,7 @@ class Connection:
             event = self._events.pop(0)
             if isinstance(event, BaseException):
                 raise event
-            if isinstance(event, dict):
+            if isinstance(event, MutableMapping):
                 return event
             await self._wait(event)
         await self._wait(None)

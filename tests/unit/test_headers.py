@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
@@ -48,8 +49,14 @@ def test_none_at_all(empty: HeaderInput) -> None:
     assert list(iter_headers(empty)) == []
 
 
-def test_the_five_kinds_are_documented_by_the_type() -> None:
-    assert len(get_args(HeaderInput)) == 5
+def test_the_kinds_are_documented_by_the_type() -> None:
+    assert len(get_args(HeaderInput)) == 6
+
+
+def test_any_mapping_will_do() -> None:
+    given: dict[str, str | list[str]] = {"x-one": "1", "X-Two": ["2", "3"]}
+    assert list(iter_headers(MappingProxyType(given))) == PAIRS
+    assert list(iter_headers({"x-one": "1", "X-Two": ("2", "3")})) == PAIRS
 
 
 def test_urllib3_is_not_imported() -> None:

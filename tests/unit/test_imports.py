@@ -298,3 +298,9 @@ def test_the_version_is_the_distributions() -> None:
 def test_types_are_announced() -> None:
     assert (ROOT / "py.typed").exists()
     assert (ROOT.parent / "protoc_gen_connect_python" / "py.typed").exists()
+
+
+def test_a_missing_extra_is_named() -> None:
+    script = "import sys; sys.modules['pycurl'] = None; import connectrpc.transports.pycurl"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "pip install 'connect-python[pycurl]'" in done.stderr.splitlines()[-1]

@@ -629,6 +629,35 @@ class Noting(Hooks):
         trailers["x-late"] = "l"
 
 
+@pytest.mark.parametrize("replace", [False, True], ids=["as it is", "replaced"])
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["server", "async-server"])
+@EVERY
+def test_what_interceptors_keep_is_there_for_the_handler(method: Any, asynchronous: bool, replace: bool) -> None:
+    seen: list[Any] = []
+
+    def one(request: Any) -> Any:
+        seen.append(request.values)
+        return reply("a")
+
+    def many(request: Any) -> Any:
+        seen.append(request.values)
+        return [reply("a")]
+
+    def keep(request: Request) -> None:
+        request.context.values["user"] = "ada"
+        if replace and request.messages is not None:
+            request.messages = []
+
+    implementation = SimpleNamespace(unary=one, pure=one, client=one, server=many, bidi=many)
+    interceptors = [Place("server", asynchronous).interceptor(keep)]
+    if asynchronous:
+        answer = through_asgi(asgi_service(SERVICE, implementation, interceptors=interceptors))
+    else:
+        answer = through_wsgi(wsgi_service(SERVICE, implementation, interceptors=interceptors))
+    assert call_sync(SyncClient("http://h", MemoryTransport(answer)), method).texts == ["a"]
+    assert seen == [{"user": "ada"}]
+
+
 @EVERY
 def test_hooks(place: Place, method: Any) -> None:
     noting = Noting()

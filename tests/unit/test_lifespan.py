@@ -31,7 +31,7 @@ from harness import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, MutableMapping
 
     from connectrpc.server import ASGIApplication
 
@@ -138,8 +138,8 @@ class Server:
 
     def __init__(self, app: ASGIApplication) -> None:
         self._app = app
-        self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.sent: list[dict[str, Any]] = []
+        self._events: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
+        self.sent: list[MutableMapping[str, Any]] = []
         self._changed = asyncio.Event()
 
     async def start(self) -> str:
@@ -160,7 +160,7 @@ class Server:
         assert kind.startswith(f"lifespan.{step}.")
         return kind.rpartition(".")[2]
 
-    async def _send(self, event: dict[str, Any]) -> None:
+    async def _send(self, event: MutableMapping[str, Any]) -> None:
         self.sent.append(event)
         self._changed.set()
 

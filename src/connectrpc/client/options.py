@@ -110,8 +110,8 @@ class Procedures:
         """
         if self.protocol == "grpc" and not getattr(transport, "has_trailers", False):
             raise ValueError(
-                "gRPC needs HTTP/2 and its trailers, which this HTTP client has not: give a pyqwest client as "
-                "http_client, or for async code an AsyncPycurlTransport, or take the protocol 'grpc-web' or 'connect'"
+                "gRPC needs HTTP/2 and its trailers, which this HTTP client has not: give a PycurlTransport, an "
+                "AsyncPycurlTransport or a pyqwest client as http_client, or take the protocol 'grpc-web' or 'connect'"
             )
 
     def unary(self, method: Method[Any, Any]) -> UnaryClient:

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import (
         AsyncGenerator,
         AsyncIterator,
-        Awaitable,
-        Callable,
         Coroutine,
         Generator,
         Iterable,
@@ -49,10 +47,8 @@ if TYPE_CHECKING:
     from connectrpc._core.http import ResponseHead
     from connectrpc._core.negotiate import Endpoint, PlainEndpoint
     from connectrpc.method import Method, Service
-    from connectrpc.server.asgi_request import Receive, Scope
+    from connectrpc.server.asgi_request import Event, Receive, Scope, Send
     from connectrpc.server.options import ServiceOptions
-
-    Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 __all__ = ["ASGIApplication", "asgi_app", "asgi_service"]
 
@@ -461,14 +457,14 @@ def _length(body: bytes) -> tuple[bytes, bytes]:
     return b"content-length", b"%d" % len(body)
 
 
-def _start(status: int, headers: list[tuple[bytes, bytes]], *, trailers: bool = False) -> dict[str, Any]:
-    event = {"type": "http.response.start", "status": status, "headers": headers}
+def _start(status: int, headers: list[tuple[bytes, bytes]], *, trailers: bool = False) -> Event:
+    event: Event = {"type": "http.response.start", "status": status, "headers": headers}
     if trailers:
         event["trailers"] = True
     return event
 
 
-def _trailers(trailers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
+def _trailers(trailers: list[tuple[bytes, bytes]]) -> Event:
     return {"type": "http.response.trailers", "headers": trailers, "more_trailers": False}
 
 
@@ -503,7 +499,7 @@ async def _send_part(part: bytes, send: Send, *, more: bool) -> None:
     await _send_event({"type": "http.response.body", "body": part, "more_body": more}, send)
 
 
-async def _send_event(event: dict[str, Any], send: Send) -> None:
+async def _send_event(event: Event, send: Send) -> None:
     try:
         await send(event)
     except Exception as error:  # as above

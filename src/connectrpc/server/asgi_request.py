@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from connectrpc._aio import timeout
@@ -25,17 +25,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClientGoneError",
+    "Event",
     "Head",
     "Receive",
     "RequestBody",
     "Scope",
+    "Send",
     "body_of",
     "can_send_trailers",
     "path_of",
 ]
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
+# As frameworks have them too, so that type checkers take an app for one of theirs.
+Event = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
 
 _READ_AHEAD_MAX_BYTES = 64 * 1024
 # Some servers read nothing of a whole HTTP/2 connection while one of its streams is not taken. A handler that has not
@@ -43,7 +48,7 @@ _READ_AHEAD_MAX_BYTES = 64 * 1024
 # has room for as much as a call of one message may hold while its handler waits.
 _UNBEGUN_MAX_BYTES = 4 * 1024 * 1024
 
-_LEFT: dict[str, Any] = {"type": "http.disconnect"}
+_LEFT: Event = {"type": "http.disconnect"}
 _EVENT_BYTES = 256  # what an event takes beside its body
 
 # Most of what is waited for takes a few milliseconds. A timer that is taken back costs a tenth of a task that is.
@@ -144,7 +149,7 @@ _FIELDS = (
 )
 
 
-def body_of(scope: Scope, receive: Receive, received: dict[str, Any] | None = None) -> RequestBody | WholeResponse:
+def body_of(scope: Scope, receive: Receive, received: Event | None = None) -> RequestBody | WholeResponse:
     """The body of a request, or the answer to one whose body cannot be read.
 
     Args:
@@ -163,7 +168,7 @@ def body_of(scope: Scope, receive: Receive, received: dict[str, Any] | None = No
     return RequestBody(receive, ended=ended, http_1=_is_http_1(scope), received=received)
 
 
-def _size(event: dict[str, Any]) -> int:
+def _size(event: Event) -> int:
     return _EVENT_BYTES + len(event.get("body", b""))
 
 
@@ -203,16 +208,14 @@ class RequestBody:
         "open",
     )
 
-    def __init__(
-        self, receive: Receive, *, ended: bool, http_1: bool = True, received: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, receive: Receive, *, ended: bool, http_1: bool = True, received: Event | None = None) -> None:
         self._receive = receive
         self._receiving = False
         self._reader: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._wanted = False  # somebody waits for what the task reads
         self._changed: asyncio.Event | None = None
-        self._ahead: collections.deque[dict[str, Any]] | None = None
+        self._ahead: collections.deque[Event] | None = None
         self._ahead_bytes = 0
         self._ahead_max_bytes = _READ_AHEAD_MAX_BYTES
         self._on_leave: Callable[[], None] | None = None
@@ -295,7 +298,7 @@ class RequestBody:
                 yield message
         call.feed_end()
 
-    async def _next(self) -> dict[str, Any]:
+    async def _next(self) -> Event:
         while not self._ahead and self._reader is not None and not self.gone:
             self._wanted = True
             try:
@@ -315,7 +318,7 @@ class RequestBody:
             self._changed.set()
         return event
 
-    async def _event(self) -> dict[str, Any]:
+    async def _event(self) -> Event:
         try:
             event = await self._receive()
         except Exception:  # servers differ in how they say that a client has left
@@ -371,7 +374,7 @@ class RequestBody:
             self._reader.cancel()
             self._reader = None
 
-    async def _read_ahead(self, ahead: collections.deque[dict[str, Any]], changed: asyncio.Event) -> None:
+    async def _read_ahead(self, ahead: collections.deque[Event], changed: asyncio.Event) -> None:
         complete = self.ended
         while True:
             event = await self._event()

@@ -30,15 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["intercepted"]
 
-_CALL = object()
-"""The key under which a context keeps the call, for the handler."""
-
-_ERROR = object()
-"""The key under which a context keeps an error that the handler gave, and the metadata that it gave with it. Not on the
-error itself: that may be used for other calls too."""
-
-_NOTHING_GIVEN: tuple[Any, tuple[Any, ...]] = (None, ())
-
 
 def intercepted(
     method: Method[Any, Any], handler: Handler, interceptors: Sequence[Any], *, asynchronous: bool
@@ -114,20 +105,24 @@ def _request(given: Any) -> Request:
         request_headers=given.headers,
         is_client=False,
     )
-    context.values[_CALL] = given._call
+    context._call = given._call
     if isinstance(given, ClientRequest):
         return Request(context, message=given.msg)
     return Request(context, messages=given)
 
 
 def _given(request: Request, stream: Any) -> Any:
-    call = request.context.values[_CALL]
+    call = request.context._call
+    given: Any
     if request.messages is None:
-        return ClientRequest(request.message, call)
-    if isinstance(request.messages, stream):
-        return request.messages  # nobody has put others in its place
-    messages: Any = request.messages
-    return stream(as_async(messages) if stream is AsyncClientStream else iter(messages), call)
+        given = ClientRequest(request.message, call)
+    elif isinstance(request.messages, stream):
+        given = request.messages  # nobody has put others in its place
+    else:
+        messages: Any = request.messages
+        given = stream(as_async(messages) if stream is AsyncClientStream else iter(messages), call)
+    given._values = request.context.values
+    return given
 
 
 def _response(request: Request, result: Any) -> Response:
@@ -150,13 +145,13 @@ def _response(request: Request, result: Any) -> Response:
 def _raise_error(request: Request, result: ServerResponse[Any]) -> None:
     """An answer that is an error is raised, and its metadata kept beside it."""
     if result.error is not None:
-        request.context.values[_ERROR] = (result.error, result.metadata())
+        request.context._error = (result.error, result.metadata())
         raise result.error
 
 
 def _given_error(request: Request, error: BaseException) -> ServerResponse[Any] | None:
     """The answer that ``error`` was, if ``_raise_error`` has raised it."""
-    given, metadata = request.context.values.get(_ERROR, _NOTHING_GIVEN)
+    given, metadata = request.context._error
     return ServerResponse(given.with_traceback(None), *metadata) if error is given else None
 
 
@@ -168,7 +163,7 @@ def _whole(request: Request, response: Response) -> WholeResponse:
     """
     result = ServerResponse(response.message, response.headers, response.trailers)
     _raise_error(request, result)
-    call = request.context.values[_CALL]
+    call = request.context._call
     if isinstance(call, PlainServerCall):
         call = call.long_way()
     trailers = response.trailers.copy()
@@ -179,7 +174,7 @@ def _whole(request: Request, response: Response) -> WholeResponse:
 
 def _take_failure(context: CallContext) -> Exception | None:
     """What has ended a stream outside the interceptors."""
-    call = context.values[_CALL]
+    call: Any = context._call
     failure: Exception | None = call.failure
     call.failure = None
     return failure
@@ -215,7 +210,7 @@ class _Whole:
         self._request = request
         self._response = response
         self._messages: Any = None
-        request.context.values[_CALL].keeps_failure = True
+        request.context._call.keeps_failure = True
 
     def __iter__(self) -> Iterator[Any]:
         messages: Any = self._response.messages
@@ -264,7 +259,7 @@ class _WholeAsync:
         self._request = request
         self._response = response
         self._messages: Any = None
-        request.context.values[_CALL].keeps_failure = True
+        request.context._call.keeps_failure = True
 
     def __aiter__(self) -> AsyncIterator[Any]:
         messages: Any = self._response.messages

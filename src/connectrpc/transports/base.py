@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Coroutine, Iterator
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from connectrpc._core.http import HeaderView, HTTPRequest
@@ -137,12 +137,12 @@ class AsyncResponse(Protocol):
         """Whether all of the request has been sent."""
         ...
 
-    async def read(self, limit: int | None) -> bytes:
+    def read(self, limit: int | None) -> Coroutine[Any, Any, bytes]:
         """The whole body, and its connection back to where it came from. Beyond ``limit`` bytes at least one more is
         given, and the connection is dropped."""
         ...
 
-    async def read_chunk(self) -> bytes:
+    def read_chunk(self) -> Coroutine[Any, Any, bytes]:
         """The next bytes as soon as there are any; none at the end."""
         ...
 
@@ -159,7 +159,9 @@ class AsyncTransport(Protocol):
     Deadlines come as such cancellations.
     """
 
-    async def send(self, request: HTTPRequest, body: bytes | AsyncIterator[bytes] | None) -> AsyncResponse:
+    def send(
+        self, request: HTTPRequest, body: bytes | AsyncIterator[bytes] | None
+    ) -> Coroutine[Any, Any, AsyncResponse]:
         """Send a request and wait for the head of its answer.
 
         Args:
@@ -169,6 +171,6 @@ class AsyncTransport(Protocol):
         """
         ...
 
-    async def aclose(self) -> None:
+    def aclose(self) -> Coroutine[Any, Any, None]:
         """Close what the transport itself has opened. What it was handed stays open."""
         ...

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 
 import aiohttp
 import httpx
+import pyqwest
 import urllib3
 from corpus import deprecated_pb2_connect, rpc_names_pb2_connect
 from corpus.deprecated_pb2 import Message
@@ -32,9 +33,15 @@ from corpus.kinds.v1.kinds_pb2_connect import (
 )
 from corpus.rpc_names_pb2 import Request, Response
 from google.protobuf.empty_pb2 import Empty
+from multidict import CIMultiDict, MultiDict
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Mount
 from typing_extensions import assert_type
 
+from connectrpc import cors
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.reflection import with_reflection
 from connectrpc.server import (
     ASGIApplication,
     AsyncClientStream,
@@ -45,6 +52,8 @@ from connectrpc.server import (
     WSGIApplication,
 )
 from connectrpc.streams import AsyncStreamOutput, StreamOutput
+from connectrpc.testing import ASGITransport, WSGITransport
+from connectrpc.transports.pycurl import AsyncPycurlTransport, PycurlTransport
 from connectrpc.unary import UnaryOutput
 
 # --- implementations
@@ -163,6 +172,14 @@ def serve() -> None:
     wsgi_eliza_service(Incomplete())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
+def mount() -> None:
+    app = asgi_eliza_service(AsyncPlain())
+    Starlette(routes=[Mount("/api", app), Mount("/all", with_reflection(app))])
+    CORSMiddleware(app, allow_methods=cors.ALLOW_METHODS, allow_headers=[*cors.ALLOW_HEADERS, "authorization"])
+    httpx.ASGITransport(app)
+    httpx.WSGITransport(wsgi_eliza_service(Plain()))
+
+
 def narrow(implementation: object) -> None:
     if isinstance(implementation, ElizaServiceProtocol):
         wsgi_eliza_service(implementation)
@@ -189,6 +206,11 @@ def call(client: ElizaServiceClient) -> None:
 
     client.say(SayRequest(), {"x-name": "value"}, 1)
     client.say(SayRequest(), extra_headers={"x-name": ["a", "b"]}, timeout_seconds=0.5, cancel=None)
+    client.say(SayRequest(), {"x-one": "a", "x-two": ["b", "c"], "x-three": ("d", "e")})
+    client.say(SayRequest(), MultiDict({"x-name": "a"}))
+    client.say(SayRequest(), CIMultiDict({"x-name": "a"}))
+    client.say(SayRequest(), urllib3.HTTPHeaderDict({"x-name": "a"}))
+    client.say(SayRequest(), {"x-name": 1})  # type: ignore[dict-item] # pyright: ignore[reportArgumentType]
     client.say(IntroduceRequest())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     client.pontificate(PontificateRequest())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     client.say(SayRequest(), None, None, None)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
@@ -224,6 +246,18 @@ async def over_http_clients() -> None:
     ElizaServiceClient("http://localhost", httpx_client)
     AsyncElizaServiceClient("http://localhost", session)
     AsyncElizaServiceClient("http://localhost", httpx.AsyncClient())
+    ElizaServiceClient("http://localhost", pyqwest.SyncClient(), protocol="grpc")
+    AsyncElizaServiceClient("http://localhost", pyqwest.Client(), protocol="grpc")
+    with PycurlTransport(http_version="2") as pycurl_transport:
+        ElizaServiceClient("http://localhost", pycurl_transport, protocol="grpc")
+    async with AsyncPycurlTransport(http_version="2") as async_pycurl_transport:
+        AsyncElizaServiceClient("http://localhost", async_pycurl_transport, protocol="grpc")
+    wsgi_transport = WSGITransport(wsgi_eliza_service(Plain()))
+    ElizaServiceClient("http://test", wsgi_transport)
+    AsyncElizaServiceClient("http://test", wsgi_transport)
+    async with ASGITransport(asgi_eliza_service(AsyncPlain())) as asgi_transport:
+        ElizaServiceClient("http://test", asgi_transport)
+        AsyncElizaServiceClient("http://test", asgi_transport)
 
     ElizaServiceClient("http://localhost", session)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     ElizaServiceClient("", httpx.AsyncClient())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]

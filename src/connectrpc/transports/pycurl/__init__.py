@@ -6,6 +6,14 @@ takes effect at once.
 
 from __future__ import annotations
 
+import importlib.util
+
+if importlib.util.find_spec("pycurl") is None:
+    raise ModuleNotFoundError(
+        "connectrpc.transports.pycurl needs pycurl, which is not installed: pip install 'connect-python[pycurl]'",
+        name="pycurl",
+    )
+
 from connectrpc.transports.pycurl._aio import AsyncPycurlTransport
 from connectrpc.transports.pycurl._sync import PycurlTransport
 
