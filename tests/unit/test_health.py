@@ -122,6 +122,13 @@ def test_it_stands_beside_other_services(kind: str) -> None:
 
 
 @BOTH
+def test_names_that_are_too_long_to_repeat(kind: str) -> None:
+    answer = call(kind, Health(), CHECK, b'{"service":"' + b"x" * 1_000_000 + b'"}', JSON)
+    assert answer.code() == "not_found"
+    assert len(answer.body) < 300
+
+
+@BOTH
 def test_list(kind: str) -> None:
     health = Health({NAME: NOT_SERVING, "other.Service": SERVING})
     assert listed(kind, health) == {"": SERVING, NAME: NOT_SERVING, "other.Service": SERVING}

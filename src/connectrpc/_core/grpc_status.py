@@ -28,6 +28,10 @@ _UNRESERVED = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%
 
 _STATUS_MAX_DIGITS = 10
 
+# Many clients take no more than 8 KiB of trailers, and drop the call, or the connection, with what is in them. And some
+# servers take seconds to compress very long ones.
+_MESSAGE_MAX_BYTES = 6 * 1024
+
 _TYPE_URL_PREFIX = "type.googleapis.com/"
 
 
@@ -36,12 +40,26 @@ def status_of(error: ConnectError | None) -> HeaderList:
     if error is None:
         return [(STATUS, "0")]
     # A handler's message may hold lone surrogates, for which UTF-8 has no bytes.
-    message = error.message.encode("utf-8", "replace")
-    pairs = [(STATUS, str(error.code.grpc_number)), (MESSAGE, _quote(message))]
+    message, quoted = _shorten(error.message.encode("utf-8", "replace"))
+    pairs = [(STATUS, str(error.code.grpc_number)), (MESSAGE, quoted)]
     if error.details:
         encoded = base64.b64encode(_encode_status(error.code.grpc_number, message, error.details))
         pairs.append((DETAILS, encoded.decode().rstrip("=")))
     return pairs
+
+
+def _shorten(message: bytes) -> tuple[bytes, str]:
+    """A message, and how it is sent, which may not be too long."""
+    quoted = _quote(message[: _MESSAGE_MAX_BYTES + 1])
+    if len(quoted) <= _MESSAGE_MAX_BYTES:
+        return message, quoted
+    # Quoting makes three bytes of one at the most.
+    for size in _MESSAGE_MAX_BYTES * 2 // 3, _MESSAGE_MAX_BYTES // 3:
+        shortened = message[: size - 3].decode("utf-8", "ignore").encode() + b"..."
+        quoted = _quote(shortened)
+        if len(quoted) <= _MESSAGE_MAX_BYTES:
+            break
+    return shortened, quoted
 
 
 def _quote(message: bytes) -> str:

@@ -78,7 +78,7 @@ def check(health: Health, service: str) -> Any:
     """
     status = health.get(service)
     if status is None:
-        raise ConnectError(ConnectErrorCode.NOT_FOUND, f"the health of service {service!r} is not known")
+        raise ConnectError(ConnectErrorCode.NOT_FOUND, f"the health of service {service[:100]!r} is not known")
     return HealthCheckResponse(status=status)
 
 
