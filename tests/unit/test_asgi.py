@@ -561,6 +561,39 @@ def test_what_is_no_failure_gets_out(error: BaseException) -> None:
             coroutine.send(None)
 
 
+class StrangeError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "after a wait"])
+@pytest.mark.parametrize("error", [StrangeError("secret"), GeneratorExit("secret")], ids=repr)
+@pytest.mark.parametrize("method", ALL, ids=lambda method: method.name)
+def test_what_is_no_exception_is_a_failure_all_the_same(
+    method: Any, error: BaseException, waits: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some servers end the connection for it, with all of its calls."""
+
+    async def handler(request: Any) -> Any:
+        if waits:
+            await asyncio.sleep(0)
+        raise error
+
+    async def stream(request: Any) -> Any:
+        yield reply("a")
+        if waits:
+            await asyncio.sleep(0)
+        raise error
+
+    streams = method.kind.server_streams and not isinstance(error, GeneratorExit)
+    for given in [handler, stream] if streams else [handler]:
+        caplog.clear()
+        answer = respond(every(given), method)
+        assert code_in(answer) == "unknown"
+        assert b"secret" not in answer.body
+        assert f"{method.path} failed" in caplog.text
+        assert type(error).__name__ in caplog.text
+
+
 # Waiting
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.interceptors import Hooks
 from connectrpc.server import (
     AsyncClientStream,
     ClientRequest,
@@ -163,6 +164,51 @@ def test_context_variables_come_along(method: Any, kind: str) -> None:
 
     found = contextvars.copy_context().run(outside)
     assert [found.message().file_name] if method is UNARY else found.stream()[0] == ["outside"]
+
+
+@pytest.mark.parametrize("kind_of_error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize("where", ["at once", "later"])
+@BOTH
+@EVERY
+def test_what_ends_a_thread_ends_no_server(
+    method: Any, kind: str, where: str, kind_of_error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A program's ``sys.exit`` in a thread ends only that, anywhere else."""
+
+    def handler(request: Any) -> Any:
+        if where == "later" and method.kind.server_streams:
+            return stream()
+        raise kind_of_error
+
+    def stream() -> Any:
+        yield reply("a")
+        raise kind_of_error
+
+    assert code_in(answer_of(kind, in_threads(handler), method)) == "unknown"
+    assert kind_of_error.__name__ in caplog.text
+
+
+@BOTH
+@EVERY
+def test_the_thread_is_given_what_interceptors_keep(method: Any, kind: str) -> None:
+    seen: list[Any] = []
+
+    class Keeping(Hooks):
+        def on_start(self, context: Any) -> None:
+            context.values["user"] = "ada"
+
+    def handler(request: Any) -> Any:
+        seen.append(request.values)
+        return [] if method.kind.server_streams else reply("a")
+
+    threads, interceptors = in_threads(handler), [Keeping()]
+    if kind == "wsgi":
+        app = wsgi_service(SERVICE, threads, interceptors=interceptors)
+        call_wsgi(app, environ(method.path, body_of(method), type_of(method)))
+    else:
+        asgi = asgi_service(SERVICE, threads, interceptors=interceptors)
+        call_asgi(asgi, scope(method.path, type_of(method)), body_of(method))
+    assert seen == [{"user": "ada"}]
 
 
 @BOTH

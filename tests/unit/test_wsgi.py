@@ -601,6 +601,31 @@ def test_what_is_no_failure_gets_out_of_a_stream_after_the_clean_up() -> None:
     assert cleaned == [True]
 
 
+class StrangeError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), StrangeError("secret")], ids=repr)
+@pytest.mark.parametrize("method", [UNARY, SERVER, CLIENT, BIDI])
+def test_what_is_no_exception_is_a_failure_all_the_same(
+    method: Any, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of an event loop of the handler's own. Some servers end the process for it."""
+    body = b"" if method is UNARY else BODY
+    answer = respond(every(fail(error)), body, method)
+    assert code_in(answer) == "unknown"
+    assert b"secret" not in answer.body
+    assert f"{method.path} failed" in caplog.text
+    assert type(error).__name__ in caplog.text
+    if method.kind.server_streams:
+
+        def handler(request: object) -> Iterator[SourceContext]:
+            yield reply("a")
+            raise error
+
+        assert code_in(respond(every(handler), body, method)) == "unknown"
+
+
 # Streams that end early
 
 

@@ -28,7 +28,7 @@ from connectrpc.server.asgi_request import (
     path_of,
 )
 from connectrpc.server.endpoints import build_endpoints, check_services, find_handlers, merge_endpoints
-from connectrpc.server.handlers import DRAIN_MAX_SECONDS, coded, failed, last_part, logger
+from connectrpc.server.handlers import DRAIN_MAX_SECONDS, StrayError, coded, failed, last_part, logger
 from connectrpc.server.implementations import as_lifespan
 
 if TYPE_CHECKING:
@@ -128,8 +128,12 @@ class ASGIApplication:
                     pending = next(steps)
                 except StopIteration as done:
                     result = done.value
+                except (Exception, KeyboardInterrupt, SystemExit):
+                    raise
                 except asyncio.CancelledError as error:  # before anything has waited
                     raise StrayCancellationError(error)  # noqa: B904  it has it as its cause
+                except BaseException as error:
+                    raise StrayError(error)  # noqa: B904  likewise
                 else:
                     result = await _wait(steps, pending, receive)
             answer = server.write_plain(result, call)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.server.asgi_request import ClientGoneError
+from connectrpc.server.handlers import StrayError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator
@@ -112,6 +113,7 @@ class Guard:
             ConnectError: ``deadline_exceeded``: the deadline has passed meanwhile.
             ClientGoneError: the client has left meanwhile.
             StrayCancellationError: see there. From Python 3.11 on; before, only where nothing has waited.
+            StrayError: the handler has raised something else that is no ``Exception``.
         """
         return self.go_on(awaitable.__await__(), _NOT_BEGUN)
 
@@ -123,6 +125,7 @@ class Guard:
             steps: what its ``__await__`` gave.
             pending: what that waits for.
         """
+        closing = False
         try:
             try:
                 if pending is _NOT_BEGUN:
@@ -132,16 +135,22 @@ class Guard:
                     try:
                         sent = yield pending
                     except BaseException as error:
+                        closing = isinstance(error, GeneratorExit)
                         pending = steps.throw(error)
                     else:
                         self.waits += 1
                         pending = steps.send(sent)
             except StopIteration as done:
                 result = done.value
-        except (Exception, asyncio.CancelledError) as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             if self.reason is None:
-                if isinstance(error, asyncio.CancelledError) and not self._cancelled_by_others():
-                    raise StrayCancellationError(error)  # noqa: B904  it has it as its cause
+                if isinstance(error, asyncio.CancelledError):
+                    if not self._cancelled_by_others():
+                        raise StrayCancellationError(error)  # noqa: B904  it has it as its cause
+                elif not isinstance(error, Exception) and not (closing and isinstance(error, GeneratorExit)):
+                    raise StrayError(error)  # noqa: B904  likewise
                 raise
             if self._take_back() and isinstance(error, asyncio.CancelledError):
                 raise

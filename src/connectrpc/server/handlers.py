@@ -18,10 +18,12 @@ __all__ = [
     "DRAIN_IDLE_SECONDS",
     "DRAIN_MAX_BYTES",
     "DRAIN_MAX_SECONDS",
+    "StrayError",
     "coded",
     "failed",
     "last_part",
     "logger",
+    "ordinary",
 ]
 
 logger = logging.getLogger("connectrpc.server")
@@ -31,6 +33,27 @@ logger = logging.getLogger("connectrpc.server")
 DRAIN_MAX_BYTES = 64 * 1024 * 1024
 DRAIN_MAX_SECONDS = 10.0
 DRAIN_IDLE_SECONDS = 1.0  # a client that sends nothing more may be waiting for the answer
+
+
+class StrayError(Exception):
+    """A handler was left by what is no ``Exception``, such as the ``CancelledError`` of an event loop of its own."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"a handler was left by {type(error).__name__}")
+        self.__cause__ = error
+
+
+def ordinary(error: BaseException) -> Exception:
+    """What was raised, as a failure of the handler's.
+
+    Raises:
+        BaseException: it is meant for the process, or ends a generator.
+    """
+    if isinstance(error, Exception):
+        return error
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error
+    return StrayError(error)
 
 
 def coded(call: ServerCall, error: Exception) -> ConnectError:

@@ -23,7 +23,7 @@ from connectrpc._core.call import messages_of
 from connectrpc._core.chain import close_messages, ended_wrongly
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import ClientStream, ServerStream
-from connectrpc.server.handlers import coded
+from connectrpc.server.handlers import StrayError, coded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -262,8 +262,10 @@ class _Work:
         try:
             self._serve()
         except BaseException as error:
+            # SystemExit ends a thread, and not the event loop, or the server's thread, that waits for this.
+            failure = error if isinstance(error, Exception) else StrayError(error)
             if not self._left:
-                self._tell(_Raised(error))
+                self._tell(_Raised(failure))
             elif isinstance(error, Exception):
                 coded(self._given._call, error)  # for the log: there is nobody to answer any more
 
@@ -271,6 +273,7 @@ class _Work:
         given = self._given
         if self._method.kind.client_streams:
             given = ClientStream(self._requested(), given._call)
+            given._values = self._given._values
         result = self._handler(given)
         if not self._method.kind.server_streams:
             self._tell(_Gave(result))

@@ -16,7 +16,7 @@ from connectrpc._core.plain import PlainServerCall
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import ClientRequest, ClientStream
 from connectrpc.server.endpoints import build_endpoints, check_services, find_handlers, merge_endpoints
-from connectrpc.server.handlers import DRAIN_MAX_BYTES, DRAIN_MAX_SECONDS, coded, failed, last_part, logger
+from connectrpc.server.handlers import DRAIN_MAX_BYTES, DRAIN_MAX_SECONDS, coded, failed, last_part, logger, ordinary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -101,8 +101,8 @@ class WSGIApplication:
         try:
             call.deadline.check()
             response = call.answer(endpoint.handler(_request(call, body)))
-        except Exception as error:
-            response = failed(call, error)
+        except BaseException as error:
+            response = failed(call, ordinary(error))
         body.drain()
         return _send(response, environ, start_response)
 
@@ -154,8 +154,8 @@ def _call_plain(
     try:
         request = server.read_plain(_read_exactly(environ["wsgi.input"], size))
         answer = server.write_plain(plain.handler(ClientRequest(request, call)), call)
-    except Exception as error:
-        answer = failed(call.long_way(), error)
+    except BaseException as error:
+        answer = failed(call.long_way(), ordinary(error))
     if isinstance(answer, WholeResponse):
         return _send(answer, environ, start_response)
     start_response("200 OK", [*server.plain_headers, ("content-length", str(len(answer)))])
@@ -206,8 +206,8 @@ def _stream(
         given, headers, stream = messages_of(call.method, endpoint.handler(_request(call, body)))
         head = call.start(headers)
         messages = iter(given)
-    except Exception as error:
-        response = failed(call, error)
+    except BaseException as error:
+        response = failed(call, ordinary(error))
         _close(given, call)
         body.drain()
         return _send(response, environ, start_response)
@@ -249,8 +249,8 @@ class _StreamedBody:
                 del message  # else large ones would be there twice, and the heap would grow and shrink with each
                 yield part
             call.deadline.check()
-        except Exception as error:
-            failure = coded(call, error)
+        except BaseException as error:
+            failure = coded(call, ordinary(error))
         finally:
             self.close()
         yield last_part(call, failure, self._stream)
@@ -268,8 +268,8 @@ def _close(messages: object, call: ServerCall) -> None:
     """Let a handler's generator run its ``finally``, whose failure is nobody's but its own."""
     try:
         close_messages(messages)
-    except Exception as error:
-        coded(call, error)
+    except BaseException as error:
+        coded(call, ordinary(error))
 
 
 class _Head(RequestHead):
