@@ -832,6 +832,52 @@ def test_hooks_are_told_of_headers_that_cannot_be_sent(method: Any, asynchronous
     assert isinstance(error, ValueError)
 
 
+@pytest.mark.parametrize("error", [StopIteration(), StopAsyncIteration()], ids=repr)
+@EVERY
+def test_hooks_do_not_end_a_stream_by_the_way(place: Place, method: Any, error: Exception) -> None:
+    """Such as a ``next`` of theirs that finds nothing, which passes for the end of what is iterated (PEP 479)."""
+    noting = Noting()
+    outcome = place.call(method, [noting, Failing("on_response_message", error)])
+    assert code_of(outcome.error) in ("unknown", "internal")
+    ((told, _),) = noting.ends
+    assert told is not None
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["server", "async-server"])
+@pytest.mark.parametrize("method", [SERVER, BIDI], ids=lambda method: method.name)
+def test_a_failing_clean_up_does_not_change_how_a_call_ends(
+    method: Any, asynchronous: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Untidy(AsyncService if asynchronous else Service):  # type: ignore[misc]
+        def _messages(self, names: Any) -> Iterator[Any]:
+            try:
+                yield reply("a")
+            finally:
+                raise ZeroDivisionError("in finally")
+
+        async def _each(self, request: Any) -> AsyncIterator[Any]:
+            try:
+                yield reply("a")
+            finally:
+                raise ZeroDivisionError("in finally")
+
+    def deny(request: Any, proceed: Any) -> Any:
+        next(proceed(request).messages)
+        raise ConnectError(ConnectErrorCode.PERMISSION_DENIED, "no")
+
+    async def deny_async(request: Any, proceed: Any) -> Any:
+        await (await proceed(request)).messages.__anext__()
+        raise ConnectError(ConnectErrorCode.PERMISSION_DENIED, "no")
+
+    if asynchronous:
+        answer = through_asgi(asgi_service(SERVICE, Untidy(), interceptors=[deny_async]))
+    else:
+        answer = through_wsgi(wsgi_service(SERVICE, Untidy(), interceptors=[deny]))
+    outcome = call_sync(SyncClient("http://h", MemoryTransport(answer)), method)
+    assert code_of(outcome.error) == "permission_denied"
+    assert "in finally" in caplog.text
+
+
 def test_hooks_that_fail_when_a_stream_is_left(caplog: pytest.LogCaptureFixture) -> None:
     answer = canned(200, STREAM_PROTO, frame(reply("a").SerializeToString()) * 3 + frame(b"{}", 2))
     noting = Noting()

@@ -189,6 +189,18 @@ class _Ending:
     def _leave(self) -> None:
         self._end(GeneratorExit())
 
+    def _tell_message(self, message: Any) -> None:
+        try:
+            self._hooks.on_response_message(self._context, message)
+        except (StopIteration, StopAsyncIteration) as error:
+            # It would pass for the end of the messages (PEP 479).
+            failure = RuntimeError(f"hooks raised {type(error).__name__}")
+            self._end(failure)
+            raise failure from error
+        except BaseException as error:
+            self._end(error)
+            raise
+
 
 class _Given(_Ending):
     """An answer of one message, which a service has given and not yet sent."""
@@ -311,13 +323,13 @@ class _Told(_Ending):
     def __next__(self) -> Any:
         try:
             message = next(self._messages)
-            self._hooks.on_response_message(self._context, message)
         except StopIteration:
             self._end(None)
             raise
         except BaseException as error:
             self._end(error)
             raise
+        self._tell_message(message)
         return message
 
     def close(self) -> None:
@@ -455,13 +467,13 @@ class _ToldAsync(_Ending):
     async def __anext__(self) -> Any:
         try:
             message = await self._messages.__anext__()
-            self._hooks.on_response_message(self._context, message)
         except StopAsyncIteration:
             self._end(None)
             raise
         except BaseException as error:
             self._end(error)
             raise
+        self._tell_message(message)
         return message
 
     async def aclose(self) -> None:

@@ -19,6 +19,7 @@ from connectrpc._core.plain import PlainServerCall
 from connectrpc.errors import ConnectError
 from connectrpc.interceptors import CallContext, Request, Response
 from connectrpc.request import AsyncClientStream, ClientRequest, ClientStream, ServerResponse, ServerStream
+from connectrpc.server.handlers import logger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -58,7 +59,10 @@ def _intercepted(method: Method[Any, Any], handler: Handler, interceptors: Seque
                 return ServerStream(_Whole(request, response), response.headers, response.trailers)
             return _whole(request, response)
         except BaseException as error:
-            close_begun(request.context, error)
+            try:
+                close_begun(request.context, error)
+            except Exception as further:
+                _log_further(method, further)
             given_error = _given_error(request, error)
             if given_error is None:
                 raise
@@ -88,13 +92,21 @@ def _intercepted_async(method: Method[Any, Any], handler: Handler, interceptors:
                 return ServerStream(_WholeAsync(request, response), response.headers, response.trailers)
             return _whole(request, response)
         except BaseException as error:
-            await aclose_begun(request.context, error)
+            try:
+                await aclose_begun(request.context, error)
+            except Exception as further:
+                _log_further(method, further)
             given_error = _given_error(request, error)
             if given_error is None:
                 raise
             return given_error
 
     return call
+
+
+def _log_further(method: Method[Any, Any], error: Exception) -> None:
+    """The failure of a ``finally``, which does not change how its call has ended."""
+    logger.error("%s failed while it was closed", method.path, exc_info=error)
 
 
 def _request(given: Any) -> Request:
