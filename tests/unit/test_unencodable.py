@@ -1,7 +1,8 @@
-"""What a handler gave and no codec can write, such as a number that JSON has not: a fault of the service's."""
+"""What no codec can write, such as a number that JSON has not: a fault of who gave it, handler or caller."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import types
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from google.protobuf.struct_pb2 import Struct
 
-from connectrpc.client import SyncClient
+from connectrpc.client import AsyncClient, SyncClient
 from connectrpc.errors import ConnectError
-from connectrpc.method import Method, MethodKind, Service
+from connectrpc.method import IdempotencyLevel, Method, MethodKind, Service
 from connectrpc.server import ServerResponse, asgi_service, wsgi_service
 from connectrpc.testing import ASGITransport, WSGITransport
 from harness import code_of
@@ -95,3 +96,49 @@ def test_it_is_an_internal_error(
     assert method.path in record.getMessage()
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], ValueError), "what the codec raised"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "use_get"), [("connect", False), ("connect", True), ("grpc-web", False), ("grpc", False)]
+)
+@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_request_is_an_internal_error_too(asynchronous: bool, kind: str, protocol: Any, use_get: bool) -> None:
+    """Of the call, like all others: what does not raise for these does not raise for it."""
+    method = METHODS[kind]
+    if use_get:
+        level = IdempotencyLevel.NO_SIDE_EFFECTS
+        method = Method(
+            "test.v1.Structs", method.name, method.kind, Struct, Struct, python_name=kind, idempotency_level=level
+        )
+    requests: Any = struct(math.nan)
+    if method.kind.client_streams:
+        requests = [Struct(), requests]
+    implementation = types.SimpleNamespace(
+        unary=lambda _: Struct(),
+        client_stream=lambda requests: Struct() if list(requests) else None,
+        server_stream=lambda _: [],
+        bidi_stream=lambda requests: requests,
+    )
+    transport = WSGITransport(wsgi_service(SERVICE, implementation))
+    options: Any = {"codec": "json", "protocol": protocol, "use_get": use_get}
+
+    def output_of(caller: Any) -> Any:
+        return getattr(caller, f"{kind}_output")(method, requests, None, None)
+
+    async def call() -> tuple[Any, list[Any]]:
+        async with AsyncClient("http://test", transport, **options) as client:
+            output = await output_of(client._caller)
+            return output, [message async for message in output] if method.kind.server_streams else []
+
+    if asynchronous:
+        output, messages = asyncio.run(call())
+    else:
+        with SyncClient("http://test", transport, **options) as client:
+            output = output_of(client._caller)
+            messages = list(output) if method.kind.server_streams else []
+    error = output.error()
+    assert messages == [Struct()] * len(messages), "what was sent before, if anything"
+    assert code_of(error) == "internal"
+    assert error.message == "the request cannot be encoded"
+    assert isinstance(error.__cause__, ValueError), "what the codec raised"

@@ -13,7 +13,7 @@ from connectrpc._core.call import wrong_input
 from connectrpc._core.connect import connect_timeout, open_deadline
 from connectrpc._core.connect_unary import ConnectUnaryClient, ConnectUnaryServerCall, accept_encoding
 from connectrpc._core.http import HTTPRequest
-from connectrpc._core.message import limited
+from connectrpc._core.message import limited, unencodable
 from connectrpc._core.request_headers import RequestHeaders
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
@@ -110,8 +110,11 @@ class ConnectGetClient(ConnectUnaryClient):
         """Equal messages have equal URLs: the encoding is deterministic, and the parameters stand in the order that the
         protocol recommends, so that caches know them from other clients too."""
         codec: Any = self._settings.codec
-        payload = limited(codec.encode_deterministic(message), self._settings.send_max_bytes)
-        payload, compressed = self._writer.compress(payload)
+        try:
+            payload = codec.encode_deterministic(message)
+        except Exception as error:
+            raise unencodable() from error
+        payload, compressed = self._writer.compress(limited(payload, self._settings.send_max_bytes))
         url = self._get_prefix
         if compressed or codec.name != "json":
             url += "&base64=1"

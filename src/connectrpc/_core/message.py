@@ -29,6 +29,7 @@ __all__ = [
     "encoder_of",
     "limited",
     "too_large",
+    "unencodable",
 ]
 
 MessageT = TypeVar("MessageT", bound=Message)
@@ -199,24 +200,33 @@ class MessageWriter:
         self.plain = compression is None and max_bytes is None
 
     def write(self, message: Message) -> tuple[bytes, bool]:
-        """The payload, and whether it is compressed. What the codec raises passes through.
+        """The payload of a client's message, and whether it is compressed.
+
+        Raises:
+            ConnectError: ``internal``: the codec has no bytes for it; ``resource_exhausted``: it is too large.
+        """
+        try:
+            payload = self._encode(message)
+        except Exception as error:
+            raise unencodable() from error
+        return self.finish(payload)
+
+    def finish(self, payload: bytes) -> tuple[bytes, bool]:
+        """The same, for a message that is encoded already.
 
         Raises:
             ConnectError: ``resource_exhausted``: the message is too large.
-        """
-        return self.finish(self._encode(message))
-
-    def finish(self, payload: bytes) -> tuple[bytes, bool]:
-        """``write``, for a message that is encoded already.
-
-        Raises:
-            ConnectError: as ``write``.
         """
         return (payload, False) if self.plain else self.compress(limited(payload, self._max_bytes))
 
     def compress(self, payload: bytes) -> tuple[bytes, bool]:
         """``payload``, compressed if that is wanted, and whether it is."""
         return compress(self._compression, payload, self._min_bytes)
+
+
+def unencodable() -> ConnectError:
+    """What it is to a client's caller that a request has no bytes in the client's codec."""
+    return ConnectError(ConnectErrorCode.INTERNAL, "the request cannot be encoded")
 
 
 def limited(payload: bytes, max_bytes: int | None) -> bytes:
