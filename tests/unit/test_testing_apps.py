@@ -993,3 +993,39 @@ def call_in(transport: Any) -> bytes:
     response = transport.send(request, b"", stream=False, deadline=deadline, opening=deadline, cancel=None)
     body: bytes = response.read(None)
     return body
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["left", "not left"])
+def test_a_call_that_its_loop_ends_before_it_begins(left: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fails, whether or not the transport is left before the loop ends."""
+    queued = threading.Event()
+    found: list[ConnectError] = []
+    transport = ASGITransport(Living(MineError("what is a lifespan?")))
+
+    def blocking() -> None:
+        with pytest.raises(ConnectError) as caught:
+            call_in(transport)
+        found.append(caught.value)
+
+    thread = threading.Thread(target=blocking)
+
+    async def main() -> None:
+        await transport.__aenter__()
+        loop = asyncio.get_running_loop()
+        schedule = loop.call_soon_threadsafe
+
+        def noting(*args: Any, **options: Any) -> Any:
+            handle = schedule(*args, **options)
+            queued.set()
+            return handle
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", noting)
+        thread.start()
+        assert queued.wait(PATIENCE), "the loop is busy until it ends"
+        if left:
+            await transport.__aexit__(None, None, None)
+
+    asyncio.run(main())
+    thread.join(PATIENCE * 2)
+    (error,) = found
+    assert (code_of(error), error.message) == ("unavailable", "the transport was closed")

@@ -40,7 +40,9 @@ class ASGIServer:
     def __init__(self, app: ASGIApp, context: contextvars.Context) -> None:
         self._app = app
         self._context = context
-        self._lock = threading.Lock()
+        # Reentrant, as the garbage collector may close this transport while the same thread holds it.
+        self._lock = threading.RLock()
+        self._queued: dict[Exchange, asyncio.AbstractEventLoop] = {}  # which their loop has yet to begin with
         self._calls: dict[asyncio.Task[None], Exchange] = {}
         self._thread: _LoopThread | None = None
         self._home: asyncio.AbstractEventLoop | None = None
@@ -52,24 +54,40 @@ class ASGIServer:
         Raises:
             RuntimeError: it would block the loop in which the app has to run.
         """
-        loop = self._home or self._own_loop()
-        if asyncio._get_running_loop() is loop:
-            raise RuntimeError(
-                "a synchronous client would block the event loop that its app runs in: use an asynchronous one, or "
-                "call it in another thread, as by asyncio.to_thread()"
-            )
-        exchange.owner = self
-        loop.call_soon_threadsafe(self._start, loop, exchange)
+        with self._lock:
+            loop = self._home or self._own_loop()
+            if asyncio._get_running_loop() is loop:
+                raise RuntimeError(
+                    "a synchronous client would block the event loop that its app runs in: use an asynchronous one, or "
+                    "call it in another thread, as by asyncio.to_thread()"
+                )
+            self._queue(loop, exchange)
 
     def serve_here(self, exchange: Exchange) -> None:
         """Have the app answer, for a client that awaits."""
         here = asyncio.get_running_loop()
-        loop = self._home or here
+        with self._lock:
+            loop = self._home or here
+            if loop is not here:
+                self._queue(loop, exchange)
+                return
         exchange.owner = self
-        if loop is here:
+        self._start(loop, exchange)
+
+    def _queue(self, loop: asyncio.AbstractEventLoop, exchange: Exchange) -> None:
+        """Have another thread's loop begin with it. With the lock held, so that whoever ends that loop knows of it."""
+        exchange.owner = self
+        self._queued[exchange] = loop
+        try:
+            loop.call_soon_threadsafe(self._start_queued, exchange)
+        except RuntimeError:  # it is closed
+            del self._queued[exchange]
+            raise
+
+    def _start_queued(self, exchange: Exchange) -> None:
+        loop = self._queued.pop(exchange, None)
+        if loop is not None:  # else it was broken off meanwhile
             self._start(loop, exchange)
-        else:
-            loop.call_soon_threadsafe(self._start, loop, exchange)
 
     def _own_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -83,10 +101,30 @@ class ASGIServer:
         # Not by create_task(context=...), which only newer Pythons have.
         task = self._context.copy().run(loop.create_task, _serve(self._app, exchange, state.copy()))
         self._calls[task] = exchange
-        task.add_done_callback(self._forget)
+        task.add_done_callback(self._end)
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        self._calls.pop(task, None)
+    def _end(self, task: asyncio.Task[None]) -> None:
+        # A task that is cancelled before its first step, as by the end of its loop, has told the client of nothing.
+        self._calls.pop(task).break_off()
+
+    def _break_off(
+        self, loop: asyncio.AbstractEventLoop, spared: asyncio.Task[Any] | None = None
+    ) -> set[asyncio.Task[None]]:
+        """End the calls in a loop, also those that it has yet to begin with. Gives the tasks of the others.
+
+        Args:
+            loop: whose calls.
+            spared: a task whose call may go on.
+        """
+        for exchange, where in self._queued.copy().items():
+            if where is loop and self._queued.pop(exchange, None) is not None:
+                exchange.break_off()
+        calls = set()
+        for task, exchange in self._calls.copy().items():
+            if task.get_loop() is loop and task is not spared:
+                exchange.break_off()
+                calls.add(task)
+        return calls
 
     async def enter(self) -> None:
         """Begin the app's lifespan here. Until ``leave`` the app runs in this loop.
@@ -96,12 +134,12 @@ class ASGIServer:
         """
         if self._home is not None:
             raise RuntimeError("this transport has been entered already")
-        self._home = asyncio.get_running_loop()
+        self._home = here = asyncio.get_running_loop()
         lifespan = _Lifespan(self._app, self._context)
         try:
             await lifespan.start()
         except BaseException:
-            self._home = None
+            self._forsake(here)
             raise
         self._lifespan = lifespan
 
@@ -117,14 +155,22 @@ class ASGIServer:
             if lifespan is not None:
                 await lifespan.stop()
         finally:
+            self._forsake(asyncio.get_running_loop())
+
+    def _forsake(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run the app in this loop no more, which may be about to end."""
+        with self._lock:
             self._home = None
+        self._break_off(loop)
 
     def enter_thread(self) -> None:
         """``enter``, in a loop in a thread of its own."""
         if self._home is not None:
             raise RuntimeError("this transport has been entered already")
         try:
-            asyncio.run_coroutine_threadsafe(self.enter(), self._own_loop()).result()
+            with self._lock:  # as for a call
+                entering = asyncio.run_coroutine_threadsafe(self.enter(), self._own_loop())
+            entering.result()
         except BaseException:
             self.stop_thread()
             raise
@@ -143,9 +189,15 @@ class ASGIServer:
 
     async def stop_here(self) -> None:
         """End the calls that are under way in this loop, and wait until the app has returned from them."""
-        here = asyncio.get_running_loop()
-        calls = {task: exchange for task, exchange in list(self._calls.items()) if task.get_loop() is here}
-        await _stop(calls)
+        # An app may close its own transport.
+        calls = self._break_off(asyncio.get_running_loop(), asyncio.current_task())
+        if not calls:
+            return
+        _, running = await asyncio.wait(calls, timeout=GRACE_SECONDS)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=GRACE_SECONDS)
 
     def stop_thread(self) -> None:
         """End the loop of its own, if there is one, and the calls in it."""
@@ -157,18 +209,7 @@ class ASGIServer:
         concurrent.futures.wait([stopping], 3 * GRACE_SECONDS)  # an app may block the loop
         thread.begin_to_stop()
         thread.join()
-
-
-async def _stop(calls: dict[asyncio.Task[None], Exchange]) -> None:
-    calls.pop(asyncio.current_task(), None)  # type: ignore[arg-type]  # an app that closes its own transport
-    for exchange in calls.values():
-        exchange.break_off()
-    if calls:
-        _, running = await asyncio.wait(calls, timeout=GRACE_SECONDS)
-        for task in running:
-            task.cancel()
-        if running:
-            await asyncio.wait(running, timeout=GRACE_SECONDS)
+        self._break_off(thread.loop)  # what an app that blocks it has kept it from ending
 
 
 class _LoopThread:
