@@ -1029,3 +1029,49 @@ def test_a_call_that_its_loop_ends_before_it_begins(left: bool, monkeypatch: pyt
     thread.join(PATIENCE * 2)
     (error,) = found
     assert (code_of(error), error.message) == ("unavailable", "the transport was closed")
+
+
+def test_leaving_that_is_cancelled() -> None:
+    """Nothing goes on then, and the transport can be used again."""
+    log: list[str] = []
+
+    async def main() -> None:
+        begun, leaving = asyncio.Event(), asyncio.Event()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            try:
+                if scope["type"] == "lifespan":
+                    await receive()
+                    await send(event("startup.complete"))
+                    await receive()
+                    return
+                begun.set()
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                leaving.set()
+                await asyncio.sleep(PATIENCE * 2)
+            finally:
+                log.append(scope["type"])
+
+        transport = ASGITransport(app)
+        call: Any = None
+
+        async def use() -> None:
+            nonlocal call
+            async with transport:
+                call = asyncio.ensure_future(transport.send(HTTPRequest("POST", URL, HEADERS), b""))
+                await begun.wait()
+
+        task = asyncio.ensure_future(use())
+        await leaving.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(ConnectError, match="the transport was closed"):
+            await call
+        assert sorted(log) == ["http", "lifespan"]
+        async with transport:
+            log.clear()
+        assert log == ["lifespan"]
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))

@@ -149,18 +149,22 @@ class ASGIServer:
         Raises:
             RuntimeError: its shutdown failed.
         """
-        await self.stop_here()
-        lifespan, self._lifespan = self._lifespan, None
+        lifespan = self._lifespan
         try:
+            await self.stop_here()
             if lifespan is not None:
                 await lifespan.stop()
+        except BaseException:  # the task that leaves may be cancelled
+            if lifespan is not None:
+                await lifespan.cancel()
+            raise
         finally:
             self._forsake(asyncio.get_running_loop())
 
     def _forsake(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run the app in this loop no more, which may be about to end."""
         with self._lock:
-            self._home = None
+            self._home = self._lifespan = None
         self._break_off(loop)
 
     def enter_thread(self) -> None:
@@ -193,9 +197,12 @@ class ASGIServer:
         calls = self._break_off(asyncio.get_running_loop(), asyncio.current_task())
         if not calls:
             return
-        _, running = await asyncio.wait(calls, timeout=GRACE_SECONDS)
-        for task in running:
-            task.cancel()
+        try:
+            await asyncio.wait(calls, timeout=GRACE_SECONDS)
+        finally:
+            running = {task for task in calls if not task.done()}
+            for task in running:
+                task.cancel()
         if running:
             await asyncio.wait(running, timeout=GRACE_SECONDS)
 
@@ -383,7 +390,7 @@ class _Lifespan:
         try:
             event = await self._answer()
         except BaseException:
-            await self._cancel()
+            await self.cancel()
             raise
         if event is None:
             error = self._error()
@@ -433,7 +440,7 @@ class _Lifespan:
         assert self._task is not None
         await asyncio.wait([self._task], timeout=GRACE_SECONDS)
         error = self._error()
-        await self._cancel()
+        await self.cancel()
         if event.get("type") == f"lifespan.{step}.failed":
             message = event.get("message") or repr(error)
             raise RuntimeError(f"the {step} of the app has failed: {message}") from error
@@ -444,8 +451,8 @@ class _Lifespan:
         assert self._task is not None
         return self._task.exception() if self._task.done() and not self._task.cancelled() else None
 
-    async def _cancel(self) -> None:
-        assert self._task is not None
-        if not self._task.done():
+    async def cancel(self) -> None:
+        """End it without telling the app of a shutdown, if it has not ended."""
+        if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task], timeout=GRACE_SECONDS)
