@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 from wsgiref.validate import validator
 
@@ -414,6 +416,22 @@ def test_a_complete_answer_can_be_read_after_its_transport_was_closed() -> None:
     assert answered.wait(PATIENCE)
     transport.close()
     assert response.read(None) == b"partpart"
+
+
+def test_a_loop_that_has_ended_is_not_kept() -> None:
+    """Though its transport is, which has another for the calls to come."""
+    loops: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await send(START)
+        await send(BODY)
+
+    transport = ASGITransport(app)
+    for _ in range(3):
+        assert call(transport).body == b"part"  # and closes it
+    gc.collect()
+    assert [loop() for loop in loops] == [None] * 3
 
 
 @colours

@@ -92,8 +92,7 @@ class ASGIServer:
     def _own_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._thread is None or not self._thread.alive:  # it is dead in a child process
-                self._thread = _LoopThread(self._context)
-                weakref.finalize(self, self._thread.begin_to_stop)
+                self._thread = _LoopThread(self._context, self)
             return self._thread.loop
 
     def _start(self, loop: asyncio.AbstractEventLoop, exchange: Exchange) -> None:
@@ -211,18 +210,27 @@ class ASGIServer:
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is None or not thread.alive or thread.current:
-            return
+            return  # a loop that would have to end itself does so with the last reference
         stopping = asyncio.run_coroutine_threadsafe(self.stop_here(), thread.loop)
         concurrent.futures.wait([stopping], 3 * GRACE_SECONDS)  # an app may block the loop
-        thread.begin_to_stop()
+        thread.end()
         thread.join()
         self._break_off(thread.loop)  # what an app that blocks it has kept it from ending
 
 
 class _LoopThread:
-    """An event loop in a thread."""
+    """An event loop in a thread.
 
-    def __init__(self, context: contextvars.Context) -> None:
+    Args:
+        context: the context variables that it has.
+        user: with whose last reference it ends.
+
+    Attributes:
+        loop: the event loop.
+        end: begins to end it, with what is still in it. From any thread, and again.
+    """
+
+    def __init__(self, context: contextvars.Context, user: object) -> None:
         self._ready = threading.Event()
         self._over: asyncio.Event | None = None
         self.loop: asyncio.AbstractEventLoop
@@ -231,6 +239,7 @@ class _LoopThread:
         self._thread = threading.Thread(target=work, name="connectrpc-memory-asgi", daemon=True)
         self._thread.start()
         self._ready.wait()
+        self.end = weakref.finalize(user, self._end)  # kept by nothing once it was called
 
     async def _main(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -246,8 +255,7 @@ class _LoopThread:
     def current(self) -> bool:
         return self._thread is threading.current_thread()
 
-    def begin_to_stop(self) -> None:
-        """End the loop, with what is still in it. From any thread, and again."""
+    def _end(self) -> None:
         assert self._over is not None
         with contextlib.suppress(RuntimeError):  # it is closed
             self.loop.call_soon_threadsafe(self._over.set)
