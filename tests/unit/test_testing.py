@@ -569,6 +569,34 @@ def test_a_request_generator_ends_with_its_call(server: Server, colour: str) -> 
     assert next(held, None) is None if colour == "sync" else held.ag_frame is None
 
 
+@servers
+def test_a_request_generator_of_a_failed_call_ends_where_it_ran(server: Server) -> None:
+    """Also while somebody keeps the error: not wherever that is collected, with whatever context variables."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+    variable.set("of the call")
+    ran: list[Any] = []
+    failed, ended = threading.Event(), threading.Event()
+
+    def requests() -> Iterator[Any]:
+        try:
+            ran.append((threading.current_thread(), variable.get()))
+            yield ask("a")
+            failed.wait(PATIENCE)
+            yield ask("b")
+        finally:
+            ran.append((threading.current_thread(), variable.get()))
+            ended.set()
+
+    with server.blocking() as caller, pytest.raises(ConnectError) as caught:
+        caller.client_stream(CLIENT, requests(), None, 0.1)
+    failed.set()
+    assert ended.wait(PATIENCE)
+    assert code_of(caught.value) == "deadline_exceeded"
+    begin, end = ran
+    assert begin == end
+    assert end[1] == "of the call"
+
+
 # Backpressure
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from connectrpc.transports._ending import LONGEST_WAIT, Ending
 from connectrpc.transports._reading import ChunkedResponse
+from connectrpc.transports._waiting import end_parts
 from connectrpc.transports.memory.exchange import Exchange, Wait
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def send(
         call.check()
         serve(exchange)
         if body is not None and not isinstance(body, bytes):
-            upload = functools.partial(contextvars.copy_context().run, _upload, body, exchange)
+            upload = functools.partial(_upload, contextvars.copy_context(), body, exchange)
             # A daemon: nothing can wake the caller's iterator.
             threading.Thread(target=upload, name="connectrpc-memory-upload", daemon=True).start()
         status, headers = call.wait(exchange.take_head)
@@ -73,7 +74,12 @@ def send(
     return Response(call, status, headers)
 
 
-def _upload(parts: Iterator[bytes], exchange: Exchange) -> None:
+def _upload(context: contextvars.Context, parts: Iterator[bytes], exchange: Exchange) -> None:
+    context.run(_send_parts, parts, exchange)
+    end_parts(context, parts)
+
+
+def _send_parts(parts: Iterator[bytes], exchange: Exchange) -> None:
     try:
         for part in parts:
             if not wait(exchange, functools.partial(exchange.send_part, part)):
