@@ -934,6 +934,33 @@ def test_a_stream_that_is_forgotten_awaited(server: Server) -> None:
     run(main())
 
 
+@servers
+def test_the_request_of_a_stream_that_is_forgotten(server: Server) -> None:
+    """Its generator ends, though it waits for something else."""
+    ended = threading.Event()
+
+    async def requests() -> AsyncIterator[Any]:
+        try:
+            yield ask("a")
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.set()
+
+    async def main() -> None:
+        async with server.awaited() as caller:
+            stream = await caller.bidi_stream_output(BIDI, requests())
+            assert (await stream.__anext__()).file_name == "a"
+            gc.collect()
+            assert not ended.is_set(), "the stream is still there"
+            del stream
+            gc.collect()
+            await until(ended)
+            assert ended.is_set()
+
+    run(main())
+    assert server.service.ended.wait(PATIENCE)
+
+
 def has_ended(server: Server) -> bool:
     """Whether a handler has ended by now. Threads of an app's own may take a moment longer than the app."""
     ended: threading.Event = server.service.ended

@@ -76,11 +76,17 @@ async def send(
         serve(exchange)
         if body is not None and not isinstance(body, bytes):
             upload = asyncio.ensure_future(_upload(body, exchange))
+            _uploads.add(upload)
+            upload.add_done_callback(_uploads.discard)
         status, headers = await wait(exchange, exchange.take_head)
     except BaseException:
         _finish(exchange, upload)
         raise
     return Response(exchange, upload, status, headers)
+
+
+_uploads: set[asyncio.Task[None]] = set()
+"""Kept until they are done, as the event loop does not."""
 
 
 async def _upload(parts: AsyncIterator[bytes], exchange: Exchange) -> None:
@@ -116,13 +122,17 @@ class Response(AsyncChunkedResponse):
         self, exchange: Exchange, upload: asyncio.Task[None] | None, status: int, headers: CIMultiDict[str]
     ) -> None:
         self._exchange = exchange
-        self._upload = upload  # which the event loop does not keep
+        self._upload = upload
         self._ended = False
         self.status = status
         self.headers = headers
 
     def __del__(self) -> None:
-        self._exchange.leave()  # nobody will read on: an app in a thread would wait for ever
+        # Nobody will read on: an app in a thread would wait for ever, and so may the caller's iterator.
+        self._exchange.leave()
+        if self._upload is not None and not self._upload.done():
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                self._upload.get_loop().call_soon_threadsafe(self._upload.cancel)
 
     @property
     def trailers(self) -> CIMultiDict[str] | None:
