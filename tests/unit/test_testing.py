@@ -1015,6 +1015,24 @@ def test_what_the_request_iterator_raises(server: Server, colour: str, method: A
 
 
 @servers
+@pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)
+def test_a_request_iterator_awaits_what_was_cancelled(server: Server, method: Any) -> None:
+    """That is an exception of its own, and no end that the call has come to."""
+
+    async def requests() -> AsyncIterator[Any]:
+        yield ask("a")
+        awaited = asyncio.get_running_loop().create_future()
+        awaited.cancel("mine")
+        await awaited
+
+    async def main() -> None:
+        with pytest.raises(asyncio.CancelledError, match="mine"):
+            await _awaited_outcome(server, method, requests(), (), {})
+
+    run(main())
+
+
+@servers
 @colours
 def test_context_variables(server: Server, colour: str) -> None:
     """The request iterator has the caller's. An app has those with which its transport was made: nothing of a call

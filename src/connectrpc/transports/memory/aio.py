@@ -95,10 +95,9 @@ async def _upload(parts: AsyncIterator[bytes], exchange: Exchange) -> None:
             if not await wait(exchange, functools.partial(exchange.send_part, part)):
                 return
         exchange.end_request()
-    except asyncio.CancelledError:
-        exchange.leave()
-        raise
     except BaseException as error:
+        # That may be a cancellation of something which the iterator has awaited. One of this task comes when the
+        # exchange was left, which changes nothing any more.
         exchange.fail_request(error)
     finally:
         close: Any = getattr(parts, "aclose", None)
