@@ -435,6 +435,63 @@ def test_a_loop_that_has_ended_is_not_kept() -> None:
 
 
 @colours
+@pytest.mark.parametrize("kind", ["wsgi", "asgi"])
+def test_a_request_that_fails_after_its_answer(kind: str, colour: str) -> None:
+    """The answer is what the client gets, though it has not read it by then."""
+    answered = threading.Event()
+    apps: list[threading.Thread] = []
+    uploads: list[Any] = []
+
+    def wsgi_app(environ: Environ, start_response: Any) -> list[bytes]:
+        apps.append(threading.current_thread())
+        environ["wsgi.input"].read(1)
+        answered.set()
+        return part_of_wsgi(environ, start_response)
+
+    async def asgi_app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(START)
+        await send(BODY)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        answered.set()
+
+    def wait_for_answer() -> None:
+        assert answered.wait(PATIENCE)
+        for thread in apps:
+            thread.join(PATIENCE)
+
+    def parts() -> Iterator[bytes]:
+        uploads.append(threading.current_thread())
+        yield b"part"
+        wait_for_answer()
+        raise MineError("mine")
+
+    async def async_parts() -> AsyncIterator[bytes]:
+        uploads.append(asyncio.current_task())
+        yield b"part"
+        await asyncio.to_thread(wait_for_answer)
+        raise MineError("mine")
+
+    transport: Any = ASGITransport(asgi_app) if kind == "asgi" else WSGITransport(wsgi_app)
+    request = HTTPRequest("POST", URL, HEADERS)
+
+    async def main() -> None:
+        response = await transport.send(request, async_parts())
+        await asyncio.wait(uploads)
+        assert await response.read(None) == b"part"
+
+    if colour == "async":
+        asyncio.run(asyncio.wait_for(main(), PATIENCE))
+        return
+    deadline = Deadline(int(PATIENCE * 1000))
+    response = transport.send(request, parts(), stream=True, deadline=deadline, opening=deadline, cancel=None)
+    uploads[0].join(PATIENCE)
+    assert response.read(None) == b"part"
+    transport.close()
+
+
+@colours
 def test_an_app_that_does_not_end_is_cancelled(colour: str) -> None:
     log: list[str] = []
 

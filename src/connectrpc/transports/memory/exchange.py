@@ -151,9 +151,9 @@ class Exchange:
         return self._request_complete
 
     def fail_request(self, error: BaseException) -> None:
-        """The request breaks off, which ends the call. ``error`` is for the client."""
+        """The request breaks off, which ends the call, unless its answer is complete. ``error`` is for the client."""
         with self.changed:
-            if not self.left:
+            if not self.left and not self._over:
                 self._upload_failure = error
                 self.leave()
 
