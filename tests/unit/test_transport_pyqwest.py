@@ -277,6 +277,62 @@ def test_what_the_request_iterator_raises() -> None:
     asyncio.run(main())
 
 
+class MineError(BaseException):
+    """What an iterator raises that is no ``Exception``."""
+
+
+class ReadElsewhere(Server):
+    """Reads requests in tasks of their own, as pyqwest does, which tells nothing of what these raise."""
+
+    def __init__(self, *answers: Any, cancel: bool = False) -> None:
+        super().__init__(*answers)
+        self._cancel = cancel
+
+    async def execute(self, request: Any) -> pyqwest.Response:
+        async def take() -> None:
+            async for _ in request.content:
+                begun.set()
+
+        begun = asyncio.Event()
+        reading = asyncio.ensure_future(take())
+        await begun.wait()
+        if self._cancel:
+            reading.cancel()
+        await asyncio.wait([reading])
+        assert reading.cancelled() or reading.exception()
+        raise pyqwest.WriteError("stream error sent by user")
+
+
+@pytest.mark.parametrize("failure", [MineError("mine"), asyncio.CancelledError("mine")], ids=repr)
+def test_what_the_request_iterator_raises_that_is_no_exception(failure: BaseException) -> None:
+    """Such as that something which it has awaited was cancelled."""
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"one"
+        raise failure
+
+    async def main() -> None:
+        with pytest.raises(type(failure), match="mine"):
+            await asend(aconnect(ReadElsewhere()), broken())
+
+    asyncio.run(main())
+
+
+def test_an_upload_that_is_given_up_has_not_failed() -> None:
+    """What the call has failed with is something else."""
+
+    async def waiting() -> AsyncIterator[bytes]:
+        yield b"one"
+        await asyncio.get_running_loop().create_future()
+
+    async def main() -> None:
+        with pytest.raises(ConnectError) as caught:
+            await asend(aconnect(ReadElsewhere(cancel=True)), waiting())
+        assert code_of(caught.value) == "unavailable"
+
+    asyncio.run(main())
+
+
 def test_leaving_early_ends_the_upload() -> None:
     """As a failure: the server must not take the part that it has for the whole."""
     server = Server(Answer(b"x", b"y"), take=False)

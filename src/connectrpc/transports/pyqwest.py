@@ -8,6 +8,7 @@ server has refused to begin.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import contextvars
@@ -437,8 +438,14 @@ class _AsyncUpload:
             async for part in self._parts:
                 yield part
             self.finished = True
-        except Exception as error:
-            self.failure = error
+        except GeneratorExit:  # nobody wants any more
+            raise
+        except BaseException as error:
+            # When the call is over pyqwest cancels the task that reads this. Any other cancellation is of something
+            # that the iterator has awaited.
+            task: Any = asyncio.current_task()
+            if not task.cancelling():
+                self.failure = error
             raise
 
 
