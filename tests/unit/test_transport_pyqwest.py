@@ -277,6 +277,39 @@ def test_what_the_request_iterator_raises() -> None:
     asyncio.run(main())
 
 
+@both
+def test_a_request_that_fails_is_not_hidden_by_the_answer(asynchronous: bool) -> None:
+    """Which an app may have ended because of that, so that it looks complete."""
+
+    def broken() -> Iterator[bytes]:
+        yield b"one"
+        raise ZeroDivisionError
+
+    async def abroken() -> AsyncIterator[bytes]:
+        yield b"one"
+        raise ZeroDivisionError
+
+    def fail() -> bytes:
+        with pytest.raises(Exception):  # noqa: B017  it is ours to hide
+            list(server.requests[0].content)
+        return b"failed"
+
+    async def main() -> None:
+        response = await asend(aconnect(server), abroken())
+        with pytest.raises(ZeroDivisionError):
+            async for _ in server.requests[0].content:
+                pass
+        with pytest.raises(ZeroDivisionError):
+            await response.read(None)
+
+    server = Server(Answer(b"failed" if asynchronous else fail), take=False)
+    if asynchronous:
+        asyncio.run(main())
+        return
+    with pytest.raises(ZeroDivisionError):
+        send(connect(server), broken()).read(None)
+
+
 class MineError(BaseException):
     """What an iterator raises that is no ``Exception``."""
 

@@ -406,6 +406,8 @@ class _Response(ChunkedResponse):
         except _FAILURES as error:
             self._call.fail(error, answered=True)
         self._call.check()  # a body that was closed looks complete
+        # Nothing tells whether an answer that looks complete came before the request failed, or has ended because of
+        # that, as one of a WSGI app does over pyqwest.testing.
         if self._call.upload is not None and self._call.upload.failure is not None:
             raise self._call.upload.failure
         self._ended = not self._closed
@@ -483,6 +485,7 @@ class _AsyncResponse(AsyncChunkedResponse):
             if self._upload is not None and self._upload.failure is not None:
                 reraise(self._upload.failure)
             raise _coded(error, answered=True) from error
+        # As in blocking calls, nothing tells whether the answer came before that or has ended because of it.
         if self._upload is not None and self._upload.failure is not None:
             raise self._upload.failure
         self._ended = not self._closed
