@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Union
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from urllib3 import HTTPHeaderDict
 
-__all__ = ["HeaderInput", "iter_headers"]
+__all__ = ["HeaderInput", "decode_binary", "encode_binary", "iter_headers"]
 
 HeaderInput = Union[
     dict[str, str],
@@ -42,3 +43,18 @@ def iter_headers(headers: HeaderInput) -> Iterator[tuple[str, str]]:
                 yield name, one
         else:
             yield name, value
+
+
+def encode_binary(value: bytes) -> str:
+    """``value`` as a header or trailer carries it whose name ends in ``-bin``: base64, without padding."""
+    return base64.b64encode(value).decode().rstrip("=")
+
+
+def decode_binary(value: str) -> bytes:
+    """The bytes in a header or trailer whose name ends in ``-bin``, with or without padding.
+
+    Raises:
+        ValueError: they are not base64.
+    """
+    value = value.rstrip("=")
+    return base64.b64decode(value + "=" * (-len(value) % 4), validate=True)

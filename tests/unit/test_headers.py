@@ -12,7 +12,7 @@ from multidict import CIMultiDict, MultiDict
 from urllib3 import HTTPHeaderDict
 
 from connectrpc._core.metadata import checked
-from connectrpc.headers import HeaderInput, iter_headers
+from connectrpc.headers import HeaderInput, decode_binary, encode_binary, iter_headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +57,21 @@ def test_any_mapping_will_do() -> None:
     given: dict[str, str | list[str]] = {"x-one": "1", "X-Two": ["2", "3"]}
     assert list(iter_headers(MappingProxyType(given))) == PAIRS
     assert list(iter_headers({"x-one": "1", "X-Two": ("2", "3")})) == PAIRS
+
+
+@pytest.mark.parametrize(
+    ("value", "sent"), [(b"", ""), (b"\0", "AA"), (b"\0\xff", "AP8"), (b"abc", "YWJj"), (b"\xfb\xff\xfe", "+//+")]
+)
+def test_binary_values(value: bytes, sent: str) -> None:
+    assert encode_binary(value) == sent, "gRPC over HTTP2: without padding"
+    assert decode_binary(sent) == value
+    assert decode_binary(sent + "=" * (-len(sent) % 4)) == value, "and with it"
+
+
+@pytest.mark.parametrize("sent", ["A", "a b", "-_8", "\u00e4bc", "AA=A"])
+def test_values_that_are_not_binary(sent: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        decode_binary(sent)
 
 
 def test_urllib3_is_not_imported() -> None:
