@@ -406,6 +406,21 @@ def test_proxies() -> None:
     assert b"x-proxy: 1" in sent
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_wraps_the_pools_adds_headers(monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+    """As OpenTelemetry's instrumentation of urllib3 does."""
+    urlopen = urllib3.HTTPConnectionPool.urlopen
+
+    def traced(pool: Any, *args: Any, **options: Any) -> Any:
+        options["headers"] = {**(options.get("headers") or {}), "traceparent": "00-1-1-01"}
+        return urlopen(pool, *args, **options)
+
+    monkeypatch.setattr(urllib3.HTTPConnectionPool, "urlopen", traced)
+    network = Network(OK)
+    assert send(network.transport(), stream=stream).read(None) == b"body"
+    assert b"traceparent: 00-1-1-01\r\n" in network.made[0].sent
+
+
 @pytest.mark.parametrize(
     "timeout", [None, 5, urllib3.Timeout(connect=3, read=4), urllib3.Timeout(total=10), urllib3.Timeout(connect=0.001)]
 )

@@ -132,14 +132,15 @@ class Urllib3Transport:
         if guard is not None or pool.proxy is not None or self._connect_timeout is not None:
             return self._urlopen_with_care(pool, request, headers, body, guard)
         try:
+            # By their names, as for all that wrap this method, to trace calls or to count them.
             return pool.urlopen(
                 request.method,
                 request.url[self._origin_length :],
-                body,
-                headers,
-                _NO_RETRIES,
-                False,
-                False,
+                body=body,
+                headers=headers,
+                retries=_NO_RETRIES,
+                redirect=False,
+                assert_same_host=False,
                 preload_content=False,
                 decode_content=False,
             )
