@@ -611,6 +611,33 @@ def test_an_upload_that_nobody_takes_is_woken() -> None:
         timer.join()
 
 
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+def test_a_call_is_woken_whose_request_iterator_has_used_the_same_pool(how: str) -> None:
+    with Pair() as pair:
+        manager = Network(lambda connection: pair.near, OK).manager(timeout=2)
+
+        def parts() -> Iterator[bytes]:
+            yield manager.request("GET", "http://host:81/elsewhere").data
+            if token is not None:
+                timers.append(soon(token.cancel))
+
+        token = CancelToken() if how == "cancel" else None
+        timers: list[threading.Timer] = []
+        with pytest.raises(ConnectError) as caught:
+            send(
+                Urllib3Transport(manager, "http://host:81/base"),
+                parts(),
+                stream=True,
+                deadline=Deadline(50) if how == "deadline" else NO_DEADLINE,
+                cancel=token,
+            )
+        assert caught.value.message == ("the call was canceled" if how == "cancel" else "the deadline has passed")
+        assert caught.value.__cause__ is not None, "it was sent, and waited"
+        assert b"4\r\nbody\r\n0\r\n\r\n" in pair.far.recv(65536)
+        for timer in timers:
+            timer.join()
+
+
 def test_closing_a_stream_wakes_its_reader() -> None:
     with Pair() as pair:
         pair.far.sendall(HALF)

@@ -105,7 +105,7 @@ class Urllib3Transport:
         guard = None
         if stream or cancel is not None or deadline.expires_at is not None:
             guard = _Guard(deadline, opening, cancel)
-        upload = None if body is None or isinstance(body, bytes) else _Upload(body)
+        upload = None if body is None or isinstance(body, bytes) else _Upload(body, guard)
         outer: _Guard | None = getattr(_calls, "guard", None)
         _calls.guard = guard
         try:
@@ -119,7 +119,7 @@ class Urllib3Transport:
                 raise _coded(error, guard, answered=False) from error
             raise
         finally:
-            _calls.guard = outer  # the caller's request iterator may itself make calls
+            _calls.guard = outer  # this may be a call of another one's request iterator
         if guard is not None:
             guard.opening = deadline
         return _Response(response, guard)
@@ -307,21 +307,25 @@ class _UploadFailedError(Exception):
 
 
 class _Upload:
-    """A request body in parts."""
+    """A request body in parts, of the call that ``guard`` can end."""
 
-    def __init__(self, parts: Iterator[bytes]) -> None:
+    def __init__(self, parts: Iterator[bytes], guard: _Guard | None) -> None:
         self._parts = parts
+        self._guard = guard
 
     def __iter__(self) -> _Upload:
         return self
 
     def __next__(self) -> bytes:
+        _calls.guard = None  # the caller's code may send something of its own, through the same pool
         try:
             return next(self._parts)
         except StopIteration:
             raise
         except Exception as error:
             raise _UploadFailedError(error) from error
+        finally:
+            _calls.guard = self._guard
 
 
 class _Response:
