@@ -6,6 +6,7 @@ Where a call has to be woken, one end of a ``socket.socketpair()`` stands for th
 from __future__ import annotations
 
 import concurrent.futures
+import contextvars
 import functools
 import io
 import socket
@@ -335,6 +336,74 @@ def test_a_request_iterator_may_make_calls() -> None:
     assert b"5\r\ninner\r\n" in network.made[0].sent
 
 
+@pytest.mark.parametrize("end", ["failed", "canceled", "late", "answered early", "sent"])
+def test_a_request_generator_ends_with_its_upload(end: str, caplog: pytest.LogCaptureFixture) -> None:
+    """At once, whoever holds it, in the thread and with the context variables that it was read with."""
+    variable = contextvars.ContextVar("variable", default="")
+    closed: list[int] = []
+
+    def parts() -> Iterator[bytes]:
+        before = variable.set("in the generator")
+        try:
+            while end != "sent":
+                if end == "canceled":
+                    token.cancel()
+                elif end == "late":
+                    time.sleep(0.03)
+                else:
+                    pair.hang_up()
+                yield b"part"
+        finally:
+            variable.reset(before)
+            closed.append(threading.get_ident())
+
+    with Pair() as pair:
+        if end in ("sent", "answered early"):
+            pair.far.sendall(OK)
+        token = CancelToken()
+        deadline = Deadline(20) if end == "late" else NO_DEADLINE
+        generator = parts()
+        call = functools.partial(send, pair.transport(), generator, stream=True, deadline=deadline, cancel=token)
+        codes = {"failed": "unavailable", "canceled": "canceled", "late": "deadline_exceeded"}
+        if end in codes:
+            with pytest.raises(ConnectError) as caught:
+                call()
+            assert closed == [threading.get_ident()]
+            assert code_of(caught.value) == codes[end]
+        else:
+            response = call()
+            assert closed == [threading.get_ident()]
+            assert response.read(None) == b"body"
+    assert "failed while it was closed" not in caplog.text
+
+
+def test_a_request_generator_that_fails_when_it_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    """That is logged; the call has its outcome."""
+
+    def parts() -> Iterator[bytes]:
+        try:
+            while True:
+                pair.hang_up()
+                yield b"part"
+        finally:
+            raise ZeroDivisionError
+
+    for answered in (True, False):
+        caplog.clear()
+        with Pair() as pair:
+            if answered:
+                pair.far.sendall(OK)
+                assert send(pair.transport(), parts(), stream=True).read(None) == b"body"
+            else:
+                with pytest.raises(ConnectError) as caught:
+                    send(pair.transport(), parts(), stream=True)
+                assert code_of(caught.value) == "unavailable"
+        (record,) = caplog.records
+        assert record.name == "connectrpc.client"
+        assert record.exc_info is not None
+        assert record.exc_info[0] is ZeroDivisionError
+
+
 def test_what_is_handed_in_stays_open() -> None:
     network = Network(OK, OK)
     manager = network.manager()
@@ -539,6 +608,12 @@ class Pair:
     def __exit__(self, *args: object) -> None:
         self.near.close()
         self.far.close()
+
+    def hang_up(self) -> None:
+        """Take what has come, without which this would be a reset, and close the other end."""
+        if self.far.fileno() >= 0:
+            self.far.recv(65536)
+            self.far.close()
 
     def transport(self) -> Urllib3Transport:
         return Network(lambda connection: self.near).transport()

@@ -12,6 +12,7 @@ import copy
 import functools
 import heapq
 import http.client
+import logging
 import os
 import socket
 import ssl
@@ -35,6 +36,7 @@ from urllib3.exceptions import (
     SSLError,
 )
 
+from connectrpc._core.chain import close_messages
 from connectrpc._core.pieces import keep
 from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectError, ConnectErrorCode
@@ -62,6 +64,8 @@ if TYPE_CHECKING:
     from connectrpc.deadline import Deadline
 
 __all__ = ["Urllib3Transport"]
+
+_logger = logging.getLogger("connectrpc.client")
 
 # Whatever would be done behind the call's back is switched off. Made once: urllib3 would make it for each call.
 _NO_RETRIES = urllib3.Retry(False, redirect=False)
@@ -118,10 +122,13 @@ class Urllib3Transport:
             if isinstance(error, HTTPError | OSError):
                 raise _coded(error, guard, answered=False) from error
             raise
+        else:
+            if guard is not None:
+                guard.opening = deadline
         finally:
             _calls.guard = outer  # this may be a call of another one's request iterator
-        if guard is not None:
-            guard.opening = deadline
+            if upload is not None:
+                upload.close()
         return _Response(response, guard)
 
     def _urlopen(
@@ -326,6 +333,17 @@ class _Upload:
             raise _UploadFailedError(error) from error
         finally:
             _calls.guard = self._guard
+
+    def close(self) -> None:
+        """End the caller's generator: no more of it will be read, even if the server has answered early.
+
+        What it raises is logged, as the call has its outcome. It may also be running, in another call that was given it
+        too. This is the thread that reads it, and has its context variables.
+        """
+        try:
+            close_messages(self._parts)
+        except Exception:
+            _logger.exception("a request iterator failed while it was closed")
 
 
 class _Response:
