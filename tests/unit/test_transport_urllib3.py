@@ -9,6 +9,7 @@ import concurrent.futures
 import contextvars
 import functools
 import io
+import os
 import socket
 import threading
 import time
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import urllib3
-from urllib3.connection import HTTPConnection
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from connectrpc._core.http import HTTPRequest
@@ -108,10 +109,17 @@ class Network:
             def is_connected(self) -> bool:
                 return self.sock is not None
 
+        class SecureConnection(HTTPSConnection):
+            def _new_conn(self) -> Any:
+                return network.connect(self)
+
         class Pool(urllib3.HTTPConnectionPool):
             ConnectionCls = Connection
 
-        self.pool_classes: dict[str, type] = {"http": Pool, "https": Pool}
+        class SecurePool(urllib3.HTTPSConnectionPool):
+            ConnectionCls = SecureConnection
+
+        self.pool_classes: dict[str, type] = {"http": Pool, "https": SecurePool}
 
     def connect(self, connection: HTTPConnection) -> Any:
         made = self._connections.pop(0)
@@ -146,7 +154,7 @@ def send(
     cancel: CancelToken | None = None,
     headers: list[tuple[str, str]] | None = None,
 ) -> Any:
-    request = HTTPRequest(method, "http://host:81/base/path?x=%2F", HEADERS if headers is None else headers)
+    request = HTTPRequest(method, f"{transport._base_url}/path?x=%2F", HEADERS if headers is None else headers)
     return transport.send(request, body, stream=stream, deadline=deadline, opening=opening or deadline, cancel=cancel)
 
 
@@ -606,7 +614,8 @@ class Pair:
         return self
 
     def __exit__(self, *args: object) -> None:
-        self.near.close()
+        if self.near.fileno() >= 0:
+            os.close(self.near.detach())  # http.client of Python 3.10 leaves a file of it open where a tunnel fails
         self.far.close()
 
     def hang_up(self) -> None:
@@ -674,6 +683,35 @@ def test_a_body_that_drips_is_bounded_by_the_deadline() -> None:
         finally:
             over.set()
             thread.join()
+
+
+@pytest.mark.parametrize("proxied", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_limit_for_connecting_that_passes_in_a_handshake_or_a_tunnel(proxied: bool, stream: bool) -> None:
+    with Pair() as pair:
+
+        def connected(connection: HTTPConnection) -> socket.socket:
+            pair.near.settimeout(connection.timeout)
+            return pair.near
+
+        network = Network(connected)
+        manager = urllib3.ProxyManager("http://proxy:82") if proxied else urllib3.PoolManager()
+        manager.pool_classes_by_scheme = network.pool_classes
+        transport = Urllib3Transport(manager, "https://host:81/base", connect_timeout=0.02)
+        with pytest.raises(ConnectError) as caught:
+            send(transport, stream=stream)
+        assert code_of(caught.value) == "unavailable"
+        assert caught.value.message == "connecting to the server took too long"
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".test", "a..test"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_names_that_cannot_be(host: str, stream: bool) -> None:
+    """Some are refused before anybody is asked for them."""
+    with pytest.raises(ConnectError) as caught:
+        send(Urllib3Transport(None, f"http://{host}"), stream=stream)
+    assert code_of(caught.value) == "unavailable"
+    assert caught.value.message == "the server's name cannot be resolved"
 
 
 def test_an_upload_that_nobody_takes_is_woken() -> None:

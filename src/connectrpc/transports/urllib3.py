@@ -29,6 +29,7 @@ from urllib3.exceptions import (
     ConnectTimeoutError,
     EmptyPoolError,
     HTTPError,
+    LocationParseError,
     NameResolutionError,
     NewConnectionError,
     ProtocolError,
@@ -283,7 +284,7 @@ def _coded(error: Exception, guard: _Guard | None, *, answered: bool) -> Connect
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "all connections of the HTTP client's pool are in use")
     if isinstance(error, ReadTimeoutError):
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own read timeout has passed")
-    if isinstance(error, NameResolutionError):
+    if isinstance(error, NameResolutionError | LocationParseError):
         return unresolved()
     if isinstance(error, NewConnectionError):
         return no_connection(error)
@@ -545,8 +546,14 @@ class _Owned:
     response_class = _HTTPResponse
 
     def connect(self) -> None:
-        super().connect()  # type: ignore[misc]
-        self._serve(cast("Any", self).sock)
+        connection = cast("Any", self)
+        try:
+            super().connect()  # type: ignore[misc]
+        except TimeoutError as error:  # in a TLS handshake, or by a proxy: urllib3 would take it for one of reading
+            raise ConnectTimeoutError(connection, "the connection was not ready in time") from error
+        except UnicodeError as error:  # no name that there can be
+            raise NameResolutionError(connection.host, connection, cast("Any", error)) from error
+        self._serve(connection.sock)
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         connection = cast("Any", self)
