@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextvars
+import errno
 import functools
 import io
 import os
+import re
 import socket
 import threading
 import time
@@ -18,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError, SSLError
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from connectrpc._core.http import HTTPRequest
 from connectrpc.cancel import CancelToken
@@ -292,6 +295,70 @@ def test_failures_before_the_answer(failure: Any, code: str, text: str, stream: 
     assert caught.value.__cause__ is not None
 
 
+ECHOED = b"POST http://proxy:82/path HTTP/1.1\r\n\r\n"
+UNREACHABLE = os.strerror(errno.EHOSTUNREACH)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("proxied", [False, True])
+@pytest.mark.parametrize(
+    ("failure", "texts"),
+    [
+        (lambda connection: NewConnectionError(connection, "x"), ["no connection to the server can be made"]),
+        (
+            lambda connection: NameResolutionError("host", connection, socket.gaierror()),
+            ["the server's name cannot be resolved"],
+        ),
+        (lambda connection: ConnectTimeoutError(connection, "x"), ["connecting to the server took too long"]),
+        (lambda _: OSError(errno.EHOSTUNREACH, "host"), [f"failed: {UNREACHABLE}", f"can be made: {UNREACHABLE}"]),
+        (lambda _: SSLError("Fingerprints did not match: host"), ["is not trusted: it has another fingerprint"]),
+        (lambda _: SSLError(CertificateError("host")), ["is not trusted: it is for another host"]),
+    ],
+)
+def test_what_is_told_of_connections_that_cannot_be_made(
+    failure: Callable[[HTTPConnection], Exception], texts: list[str], proxied: bool, scheme: str
+) -> None:
+    """Neither whose they would be nor what of ours has failed: a service may pass on what a call of its own raised."""
+    manager = urllib3.ProxyManager("http://proxy:82") if proxied else urllib3.PoolManager()
+    manager.pool_classes_by_scheme = Network(failure).pool_classes
+    with pytest.raises(ConnectError) as caught:
+        send(Urllib3Transport(manager, f"{scheme}://host:81/base"))
+    assert code_of(caught.value) == "unavailable"
+    assert any(text in caught.value.message for text in texts)
+    assert not re.search("host:|proxy|urllib3|Owned|Error", caught.value.message)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (ECHOED, "the connection to the server failed: its answer broke off, or is not HTTP"),
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+            "the connection to the server failed: 101, which nobody asked for",
+        ),
+        (
+            answer(b"", X="http://host/" * 10_000),
+            "the connection to the server failed: its answer broke off, or is not HTTP",
+        ),
+    ],
+)
+def test_what_is_told_of_answers_that_are_none(given: bytes, text: str) -> None:
+    """What came may be what was sent, such as a GET request whose URL has the message."""
+    with pytest.raises(ConnectError) as caught:
+        send(Network(given).transport())
+    assert caught.value.message == text
+
+
+def test_a_proxy_that_refuses_its_tunnel() -> None:
+    manager = urllib3.ProxyManager("http://proxy:82")
+    network = Network(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+    manager.pool_classes_by_scheme = network.pool_classes
+    with pytest.raises(ConnectError) as caught:
+        send(Urllib3Transport(manager, "https://host:81/base"))
+    assert code_of(caught.value) == "unavailable"
+    assert caught.value.message == "the proxy makes no connection: HTTP status 407"
+
+
 @pytest.mark.parametrize(
     ("given", "failure", "code"),
     [
@@ -461,6 +528,7 @@ def test_a_closed_pool_that_the_manager_still_has(monkeypatch: pytest.MonkeyPatc
             assert send(transport, stream=stream).read(None) == b"body"
         except ConnectError as error:
             assert code_of(error) == "unavailable"  # noqa: PT017  both are fine
+            assert error.message == "the HTTP client's pool is closed"  # noqa: PT017
 
 
 def test_connections_from_before_are_not_used() -> None:

@@ -14,6 +14,7 @@ import heapq
 import http.client
 import logging
 import os
+import re
 import socket
 import ssl
 import sys
@@ -32,10 +33,13 @@ from urllib3.exceptions import (
     LocationParseError,
     NameResolutionError,
     NewConnectionError,
+    PoolError,
     ProtocolError,
+    ProxyError,
     ReadTimeoutError,
     SSLError,
 )
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from connectrpc._core.chain import close_messages
 from connectrpc._core.pieces import keep
@@ -43,6 +47,7 @@ from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.transports._ending import LONGEST_WAIT, Ending
 from connectrpc.transports._failures import (
+    causes,
     closed_unanswered,
     connected_too_late,
     connection_failed,
@@ -50,6 +55,7 @@ from connectrpc.transports._failures import (
     reraise,
     tls_failure,
     unresolved,
+    untrusted,
 )
 from connectrpc.transports._waiting import Helper, start_thread
 
@@ -280,6 +286,10 @@ def _coded(error: Exception, guard: _Guard | None, *, answered: bool) -> Connect
         reason = guard.reason()
         if reason is not None:
             return reason
+    if isinstance(error, ProxyError):
+        if not isinstance(error.original_error, HTTPError):
+            return _not_proxied(error.original_error)
+        error = error.original_error
     if isinstance(error, EmptyPoolError):
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "all connections of the HTTP client's pool are in use")
     if isinstance(error, ReadTimeoutError):
@@ -299,7 +309,37 @@ def _coded(error: Exception, guard: _Guard | None, *, answered: bool) -> Connect
         and any(isinstance(arg, ConnectionError | ssl.SSLEOFError | ssl.SSLZeroReturnError) for arg in error.args)
     ):
         return closed_unanswered()
-    return connection_failed(error)
+    if isinstance(error, PoolError):
+        return ConnectError(ConnectErrorCode.UNAVAILABLE, "the HTTP client's pool is closed")
+    if isinstance(error, SSLError):
+        if any(isinstance(arg, CertificateError) for arg in error.args):
+            return untrusted("it is for another host")
+        if any(isinstance(arg, str) for arg in error.args):  # urllib3 has compared it itself
+            return untrusted("it has another fingerprint")
+    return connection_failed(_reason(error))
+
+
+def _not_proxied(error: Exception) -> ConnectError:
+    """What it is to the caller that a proxy has not done what it was asked for."""
+    refused = re.match(r"Tunnel connection failed: (\d+)", str(error))
+    if refused is None:
+        return no_connection(error)
+    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the proxy makes no connection: HTTP status {refused[1]}")
+
+
+def _reason(error: Exception) -> str:
+    """What can be told of a connection that failed.
+
+    Never in the libraries' own words: they name hosts and proxies, and quote what came, which may be what was sent. A
+    service that called another may pass the error on.
+    """
+    for cause in causes(error):
+        for found in (*cause.args, cause):
+            if isinstance(found, _NoAnswerError):
+                return str(found)
+            if isinstance(found, OSError) and not isinstance(found, ssl.SSLError) and found.errno:
+                return os.strerror(found.errno)
+    return "its answer broke off, or is not HTTP"
 
 
 _FAILURES = (HTTPError, OSError, ValueError)
@@ -502,6 +542,10 @@ class _Lines:
         self._file.close()
 
 
+class _NoAnswerError(http.client.BadStatusLine):
+    """What came instead of an answer, in our own words."""
+
+
 class _HTTPResponse(http.client.HTTPResponse):
     """What ``http.client`` leaves undone: interim answers other than 100, which would pass for the answer and leave
     that to the connection's next call; and heads that break off, which would pass for whole ones."""
@@ -526,12 +570,12 @@ class _HTTPResponse(http.client.HTTPResponse):
             if not 100 < status < 200:  # 100 is passed over by begin()
                 return version, status, reason
             if status == http.HTTPStatus.SWITCHING_PROTOCOLS:
-                raise http.client.BadStatusLine("101, which nobody asked for")
+                raise _NoAnswerError("101, which nobody asked for")
             for _ in range(_INTERIM_MAX_LINES):
                 if self.fp.readline(_LINE_MAX_BYTES) in (*_BLANK, b""):
                     break
             else:
-                raise http.client.BadStatusLine("an interim answer without end")
+                raise _NoAnswerError("an interim answer without end")
 
 
 _BLANK = (b"\r\n", b"\n")
