@@ -772,6 +772,53 @@ def test_a_limit_for_connecting_that_passes_in_a_handshake_or_a_tunnel(proxied: 
         assert caught.value.message == "connecting to the server took too long"
 
 
+@pytest.mark.parametrize("timeout", [0, 2000], ids=["no deadline", "deadline"])
+@pytest.mark.parametrize("kind", ["message", "stream"])
+def test_a_limit_for_connecting_does_not_bound_the_upload(kind: str, timeout: int) -> None:
+    """Neither on a connection that was made for the call nor on one that is used again."""
+    chosen: list[float | None] = []
+
+    class Noting(Socket):
+        def __init__(self) -> None:
+            super().__init__(OK, OK)
+            self.timeout: float | None = None
+
+        def settimeout(self, timeout: float | None) -> None:
+            self.timeout = timeout
+
+        def sendall(self, data: bytes) -> None:
+            chosen.append(self.timeout)
+            super().sendall(data)
+
+    def connected(connection: HTTPConnection) -> Noting:
+        made = Noting()
+        made.settimeout(connection.timeout)
+        bounds.append(connection.timeout)
+        return made
+
+    for own in (None, 7.0):
+        bounds: list[float | None] = []
+        manager = Network(connected).manager(timeout=urllib3.Timeout(connect=own))
+        transport = Urllib3Transport(manager, "http://host:81/base", connect_timeout=0.5)
+        for _ in range(2):
+            deadline = Deadline(timeout) if timeout else NO_DEADLINE
+            body = b"x" if kind == "message" else iter([b"one", b"two"])
+            assert send(transport, body, stream=kind == "stream", deadline=deadline).read(None) == b"body"
+        assert bounds == [0.5]
+        assert set(chosen) == {own}
+        chosen.clear()
+
+
+def test_an_upload_that_takes_longer_than_the_users_own_limit() -> None:
+    with Pair() as pair:
+        transport = Network(lambda connection: pair.near).transport(timeout=urllib3.Timeout(connect=0.02))
+        pair.near.settimeout(0.02)
+        with pytest.raises(ConnectError) as caught:
+            send(transport, b"x" * 50_000_000)
+        assert code_of(caught.value) == "deadline_exceeded"
+        assert caught.value.message == "the HTTP client's own timeout has passed"
+
+
 @pytest.mark.parametrize("host", ["a" * 64 + ".test", "a..test"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_names_that_cannot_be(host: str, stream: bool) -> None:

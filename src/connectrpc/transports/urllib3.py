@@ -43,11 +43,11 @@ from urllib3.util.ssl_match_hostname import CertificateError
 
 from connectrpc._core.chain import close_messages
 from connectrpc._core.pieces import keep
-from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.transports._ending import LONGEST_WAIT, Ending
 from connectrpc.transports._failures import (
     causes,
+    client_timed_out,
     closed_unanswered,
     connected_too_late,
     connection_failed,
@@ -114,7 +114,7 @@ class Urllib3Transport:
         cancel: CancelToken | None,
     ) -> _Response:
         guard = None
-        if stream or cancel is not None or deadline.expires_at is not None:
+        if stream or cancel is not None or deadline.expires_at is not None or self._connect_timeout is not None:
             guard = _Guard(deadline, opening, cancel)
         upload = None if body is None or isinstance(body, bytes) else _Upload(body, guard)
         outer: _Guard | None = getattr(_calls, "guard", None)
@@ -143,7 +143,7 @@ class Urllib3Transport:
     ) -> urllib3.BaseHTTPResponse:
         pool = self._find_pool()
         headers = _native(request.headers)
-        if guard is not None or pool.proxy is not None or self._connect_timeout is not None:
+        if guard is not None or pool.proxy is not None:
             return self._urlopen_with_care(pool, request, headers, body, guard)
         try:
             # By their names, as for all that wrap this method, to trace calls or to count them.
@@ -178,9 +178,8 @@ class Urllib3Transport:
             "decode_content": False,
             "preload_content": False,
         }
-        limit = NO_DEADLINE if guard is None else guard.opening
-        if limit.expires_at is not None or self._connect_timeout is not None:
-            options["timeout"] = _Timeouts(pool.timeout, self._connect_timeout, limit)
+        if guard is not None and (guard.opening.expires_at is not None or self._connect_timeout is not None):
+            options["timeout"] = guard.timeouts = _Timeouts(pool.timeout, self._connect_timeout, guard.opening)
         if guard is not None and pool.block:
             options["pool_timeout"] = _POOL_STEP
         path = request.url[self._origin_length :]
@@ -267,6 +266,11 @@ class _Timeouts(urllib3.Timeout):
         self._connect_limit = connect
         self._deadline = deadline
 
+    @property
+    def sending(self) -> float | None:
+        """How long sending may take, for which urllib3 knows no other limit than that for connecting: the user's."""
+        return urllib3.Timeout.resolve_default_timeout(self._own.connect_timeout)
+
     def clone(self) -> _Timeouts:
         return _Timeouts(self._own, self._connect_limit, self._deadline)
 
@@ -311,6 +315,8 @@ def _coded(error: Exception, guard: _Guard | None, *, answered: bool) -> Connect
         return closed_unanswered()
     if isinstance(error, PoolError):
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "the HTTP client's pool is closed")
+    if any(isinstance(arg, TimeoutError) and arg.errno is None for arg in error.args):
+        return client_timed_out()  # the user's, for sending
     if isinstance(error, SSLError):
         if any(isinstance(arg, CertificateError) for arg in error.args):
             return untrusted("it is for another host")
@@ -598,11 +604,15 @@ class _Owned:
         except UnicodeError as error:  # no name that there can be
             raise NameResolutionError(connection.host, connection, cast("Any", error)) from error
         self._serve(connection.sock)
+        if self.owner is not None and self.owner.timeouts is not None:
+            connection.sock.settimeout(self.owner.timeouts.sending)
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         connection = cast("Any", self)
         if not self._serve(connection.sock):
             connection.close()  # the call before was stopped when it had just been answered; http.client connects anew
+        if self.owner is not None and self.owner.timeouts is not None and connection.sock is not None:
+            connection.timeout = self.owner.timeouts.sending  # not that for connecting, which is done
         super().request(*args, **kwargs)  # type: ignore[misc]
 
     def _serve(self, sock: socket.socket | None) -> bool:
@@ -665,7 +675,7 @@ class _Owned:
 class _Guard(Ending):
     """What can end one call, by shutting its socket down."""
 
-    __slots__ = ("_finished", "_generation", "connection", "socket", "stopped")
+    __slots__ = ("_finished", "_generation", "connection", "socket", "stopped", "timeouts")
 
     def __init__(self, deadline: Deadline, opening: Deadline, cancel: CancelToken | None) -> None:
         super().__init__(deadline, opening, cancel)
@@ -674,6 +684,7 @@ class _Guard(Ending):
         self.connection: _Owned | None = None
         self.socket: socket.socket | None = None
         self.stopped: socket.socket | None = None
+        self.timeouts: _Timeouts | None = None
         try:
             self.heed_token()
             self.check()
