@@ -899,6 +899,64 @@ def test_a_call_that_is_over_is_not_stopped_any_more() -> None:
         assert send(transport, stream=True).read(None) == b"body"
 
 
+@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_call_that_is_stopped_as_its_connection_goes_to_the_next(when: str) -> None:
+    """That has the connection intact, or a new one, whose proxy is asked for a tunnel again."""
+    with Pair() as one, Pair() as other:
+        pairs = [one, other]
+
+        def connected(connection: HTTPConnection) -> socket.socket:
+            pairs[0].far.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+            return pairs.pop(0).near
+
+        def parts() -> Iterator[bytes]:
+            for pair in (one, other):
+                if pair not in pairs and pair.near.fileno() >= 0:
+                    pair.far.sendall(OK)
+            yield b"part"
+
+        network = Network(connected, connected)
+        secure: Any = network.pool_classes["https"]
+        actions: list[Callable[[], None]] = []
+
+        class Tunnel(secure.ConnectionCls):  # type: ignore[misc]
+            """Without TLS in it."""
+
+            connect = HTTPConnection.connect
+
+        class Pool(secure):  # type: ignore[misc]
+            ConnectionCls = Tunnel
+
+            def _get_conn(self, timeout: float | None = None) -> Any:
+                connection = super()._get_conn(timeout)
+                while when == "before" and actions:
+                    actions.pop()()
+                return connection
+
+        manager = urllib3.ProxyManager("http://proxy:82", timeout=2)
+        manager.pool_classes_by_scheme = {**network.pool_classes, "https": Pool}
+        transport = Urllib3Transport(manager, "https://host:81/base")
+        first = send(transport, parts(), stream=True)
+        assert first.read_chunk() == b"body"
+        assert first.read_chunk() == b"", "its connection is back in the pool"
+        actions.append(first.interrupt)
+        pool: Any = manager.connection_from_url("https://host:81")
+        get_connection = pool._get_conn
+
+        def get_then_stop(timeout: float | None = None) -> Any:
+            connection = get_connection(timeout)
+            while actions:
+                actions.pop()()
+            return connection
+
+        pool._get_conn = get_then_stop
+        assert send(transport, parts(), stream=True).read(None) == b"body"
+        first.close()
+        assert one.far.recv(12) == b"CONNECT host"
+        assert pairs or other.far.recv(12) == b"CONNECT host"
+
+
 def test_a_deadline_bounds_waiting_for_a_connection() -> None:
     network = Network(answer(b"x" * 100_000))
     transport = network.transport(block=True, maxsize=1)

@@ -499,6 +499,8 @@ def _adopt(pool: HTTPConnectionPool) -> None:
     def get_owned(timeout: float | None = None) -> Any:
         connection = get_connection(timeout)
         if isinstance(connection, _Owned):
+            if connection.owner is not None:
+                connection.take_over()
             return connection
         connection.close()  # it is from before, and cannot tell
         return pool._new_conn()
@@ -609,31 +611,38 @@ class _Owned:
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         connection = cast("Any", self)
-        if not self._serve(connection.sock):
-            connection.close()  # the call before was stopped when it had just been answered; http.client connects anew
+        self._serve(connection.sock)
         if self.owner is not None and self.owner.timeouts is not None and connection.sock is not None:
             connection.timeout = self.owner.timeouts.sending  # not that for connecting, which is done
         super().request(*args, **kwargs)  # type: ignore[misc]
 
-    def _serve(self, sock: socket.socket | None) -> bool:
-        """Tell the guard of the call which socket it is to stop. Whether that is one which no other guard has stopped.
+    def take_over(self) -> None:
+        """Take the connection from the guard of the call before, which cannot stop anything on it from now on.
+
+        Before anything else: where that call was stopped when it had just been answered, the connection has to be made
+        anew, and only the pool can see to its tunnel through a proxy.
+        """
+        connection = cast("Any", self)
+        with _owners:
+            before, self.owner = self.owner, None
+        if before is not None and before.stopped is not None and before.stopped is connection.sock:
+            connection.close()
+
+    def _serve(self, sock: socket.socket | None) -> None:
+        """Tell the guard of the call, if it has one, which socket it is to stop.
 
         Raises:
             ConnectError: the call was stopped already.
         """
         guard: _Guard | None = getattr(_calls, "guard", None)
-        if guard is None and self.owner is None:
-            return True
+        if guard is None:
+            return
         with _owners:
-            intact = self.owner is None or self.owner is guard or self.owner.stopped is not sock or sock is None
             self.owner = guard
-            if guard is not None:
-                guard.connection = self
-                # Kept apart: with `Connection: close` the connection lets go of it before the body is read.
-                guard.socket = sock
-        if guard is not None:
-            guard.check()
-        return intact
+            guard.connection = self
+            # Kept apart: with `Connection: close` the connection lets go of it before the body is read.
+            guard.socket = sock
+        guard.check()
 
     def _new_conn(self) -> socket.socket:
         inherited = super()._new_conn  # type: ignore[misc]
