@@ -6,6 +6,7 @@ Where a call has to be woken, one end of a ``socket.socketpair()`` stands for th
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import contextvars
 import errno
 import functools
@@ -751,6 +752,47 @@ def test_a_body_that_drips_is_bounded_by_the_deadline() -> None:
         finally:
             over.set()
             thread.join()
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+@pytest.mark.parametrize("drips", [False, True])
+def test_a_handshake_is_woken(how: str, drips: bool) -> None:
+    """Even where each of its reads succeeds in time."""
+    with Pair() as pair:
+        open_before = len(os.listdir("/dev/fd"))
+        over = threading.Event()
+
+        def drip() -> None:
+            pair.far.sendall(b"\x16\x03\x03\x40\x00\x02\x00\x3f\xf0")  # the beginning of a long ServerHello
+            with contextlib.suppress(OSError):
+                while not over.wait(0.005):
+                    pair.far.sendall(b"x")
+
+        def connected(connection: HTTPConnection) -> socket.socket:
+            if token is not None:
+                timers.append(soon(token.cancel))
+            return pair.near
+
+        timers: list[threading.Timer] = []
+        token = CancelToken() if how == "cancel" else None
+        network = Network(connected)
+        manager = network.manager(timeout=2)
+        transport = Urllib3Transport(manager, "https://host:81/base")
+        thread = threading.Thread(target=drip)
+        if drips:
+            thread.start()
+        start = time.monotonic()
+        try:
+            with pytest.raises(ConnectError) as caught:
+                send(transport, deadline=Deadline(40) if how == "deadline" else NO_DEADLINE, cancel=token)
+        finally:
+            took = time.monotonic() - start
+            over.set()
+            for running in (*timers, *([thread] if drips else [])):
+                running.join()
+        assert caught.value.message == ("the call was canceled" if how == "cancel" else "the deadline has passed")
+        assert took < 1
+        assert len(os.listdir("/dev/fd")) < open_before, "the connection is closed, and nothing else was left"
 
 
 @pytest.mark.parametrize("proxied", [False, True])

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import urllib3
 from urllib3 import HTTPHeaderDict
-from urllib3.connection import HTTPConnection
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import (
     ClosedPoolError,
     ConnectTimeoutError,
@@ -596,6 +596,8 @@ class _Owned:
 
     owner: _Guard | None = None
     response_class = _HTTPResponse
+    _same: socket.socket | None = None
+    """While there are handshakes: TLS takes the socket itself away from whoever holds it, and this stops both."""
 
     def connect(self) -> None:
         connection = cast("Any", self)
@@ -605,6 +607,8 @@ class _Owned:
             raise ConnectTimeoutError(connection, "the connection was not ready in time") from error
         except UnicodeError as error:  # no name that there can be
             raise NameResolutionError(connection.host, connection, cast("Any", error)) from error
+        finally:
+            self._let_go()
         self._serve(connection.sock)
         if self.owner is not None and self.owner.timeouts is not None:
             connection.sock.settimeout(self.owner.timeouts.sending)
@@ -646,10 +650,25 @@ class _Owned:
 
     def _new_conn(self) -> socket.socket:
         inherited = super()._new_conn  # type: ignore[misc]
-        if getattr(_calls, "guard", None) is None or inherited.__func__ is not HTTPConnection._new_conn:
-            sock: socket.socket = inherited()  # such as a proxy's: the connect timeout bounds it
-            return sock
-        return self._connect_guarded(cast("HTTPConnection", self))
+        guarded = getattr(_calls, "guard", None) is not None
+        if guarded and inherited.__func__ is HTTPConnection._new_conn:
+            sock = self._connect_guarded(cast("HTTPConnection", self))
+        else:
+            sock = inherited()  # such as a proxy's: the connect timeout bounds it
+        if guarded and isinstance(self, HTTPSConnection):
+            try:
+                self._same = sock.dup()
+                self._serve(self._same)
+            except BaseException:
+                sock.close()
+                raise
+        return sock
+
+    def _let_go(self) -> None:
+        same, self._same = self._same, None
+        if same is not None:
+            with _owners:  # a guard may be about to shut it down, and what would have its number next is another's
+                same.close()
 
     def _connect_guarded(self, connection: HTTPConnection) -> socket.socket:
         """What urllib3 does to connect, but that a guard knows the socket before it waits for it."""
