@@ -23,6 +23,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError, SSLError
 from urllib3.util.ssl_match_hostname import CertificateError
+from urllib3.util.ssltransport import SSLTransport
 
 from connectrpc._core.http import HTTPRequest
 from connectrpc.cancel import CancelToken
@@ -793,6 +794,30 @@ def test_a_handshake_is_woken(how: str, drips: bool) -> None:
         assert caught.value.message == ("the call was canceled" if how == "cancel" else "the deadline has passed")
         assert took < 1
         assert len(os.listdir("/dev/fd")) < open_before, "the connection is closed, and nothing else was left"
+
+
+class InTLS(SSLTransport):
+    """What urllib3 makes for TLS in the TLS of a proxy, but for that."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.sendall = sock.sendall  # type: ignore[assignment, method-assign]
+        self.makefile = sock.makefile  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+def test_a_call_in_tls_in_tls_is_woken(how: str) -> None:
+    with Pair() as pair:
+        token = CancelToken() if how == "cancel" else None
+        timer = None if token is None else soon(token.cancel)
+        transport = Network(lambda connection: InTLS(pair.near)).transport(timeout=2)
+        with pytest.raises(ConnectError) as caught:
+            send(transport, deadline=Deadline(20) if how == "deadline" else NO_DEADLINE, cancel=token)
+        assert caught.value.message == ("the call was canceled" if how == "cancel" else "the deadline has passed")
+        assert pair.far.recv(65536).startswith(b"POST ")
+        assert pair.far.recv(1) == b"", "it was not only told so, after it had waited"
+        if timer is not None:
+            timer.join()
 
 
 @pytest.mark.parametrize("proxied", [False, True])

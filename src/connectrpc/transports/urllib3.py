@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from urllib3.connectionpool import HTTPConnectionPool
+    from urllib3.util.ssltransport import SSLTransport
 
     from connectrpc._core.http import HTTPRequest
     from connectrpc._core.pieces import Pieces
@@ -632,7 +633,7 @@ class _Owned:
         if before is not None and before.stopped is not None and before.stopped is connection.sock:
             connection.close()
 
-    def _serve(self, sock: socket.socket | None) -> None:
+    def _serve(self, sock: socket.socket | SSLTransport | None) -> None:
         """Tell the guard of the call, if it has one, which socket it is to stop.
 
         Raises:
@@ -710,8 +711,8 @@ class _Guard(Ending):
         self._finished = False
         self._generation = _generation
         self.connection: _Owned | None = None
-        self.socket: socket.socket | None = None
-        self.stopped: socket.socket | None = None
+        self.socket: socket.socket | SSLTransport | None = None
+        self.stopped: socket.socket | SSLTransport | None = None
         self.timeouts: _Timeouts | None = None
         try:
             self.heed_token()
@@ -747,9 +748,11 @@ class _Guard(Ending):
             return
         if self.connection.owner is self:
             self.stopped = self.socket
+            # What stands for one of Python's has that: urllib3's own for TLS in a proxy's TLS, and for pyOpenSSL.
+            sock: Any = getattr(self.socket, "socket", self.socket)
             with contextlib.suppress(OSError):
                 # SSLSocket.shutdown would drop the TLS state under the other thread's hands.
-                socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def finish(self) -> None:
         with _owners:
