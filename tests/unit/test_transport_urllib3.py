@@ -553,6 +553,27 @@ def test_proxies() -> None:
     assert b"x-proxy: 1" in sent
 
 
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+def test_a_call_through_a_proxy_is_woken_on_whatever_pool(how: str) -> None:
+    """The manager keeps a limited number of them, and may be cleared."""
+    with Pair() as pair:
+        network = Network(OK, lambda connection: pair.near)
+        manager = urllib3.ProxyManager("http://proxy:82", timeout=2)
+        manager.pool_classes_by_scheme = network.pool_classes
+        transport = Urllib3Transport(manager, "http://host:81/base")
+        assert send(transport, stream=True).read(None) == b"body"
+        manager.clear()
+        start = time.monotonic()
+        token = CancelToken() if how == "cancel" else None
+        timer = None if token is None else soon(token.cancel)
+        with pytest.raises(ConnectError) as caught:
+            send(transport, deadline=Deadline(20) if how == "deadline" else NO_DEADLINE, cancel=token)
+        assert caught.value.message == ("the call was canceled" if how == "cancel" else "the deadline has passed")
+        assert time.monotonic() - start < 1
+        if timer is not None:
+            timer.join()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_wraps_the_pools_adds_headers(monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     """As OpenTelemetry's instrumentation of urllib3 does."""
@@ -808,14 +829,14 @@ class InTLS(SSLTransport):
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
 def test_a_call_in_tls_in_tls_is_woken(how: str) -> None:
     with Pair() as pair:
+        start = time.monotonic()
         token = CancelToken() if how == "cancel" else None
         timer = None if token is None else soon(token.cancel)
         transport = Network(lambda connection: InTLS(pair.near)).transport(timeout=2)
         with pytest.raises(ConnectError) as caught:
             send(transport, deadline=Deadline(20) if how == "deadline" else NO_DEADLINE, cancel=token)
         assert caught.value.message == ("the call was canceled" if how == "cancel" else "the deadline has passed")
-        assert pair.far.recv(65536).startswith(b"POST ")
-        assert pair.far.recv(1) == b"", "it was not only told so, after it had waited"
+        assert time.monotonic() - start < 1
         if timer is not None:
             timer.join()
 
@@ -918,6 +939,7 @@ def test_a_call_is_woken_whose_request_iterator_has_used_the_same_pool(how: str)
 
         token = CancelToken() if how == "cancel" else None
         timers: list[threading.Timer] = []
+        start = time.monotonic()
         with pytest.raises(ConnectError) as caught:
             send(
                 Urllib3Transport(manager, "http://host:81/base"),
@@ -927,7 +949,7 @@ def test_a_call_is_woken_whose_request_iterator_has_used_the_same_pool(how: str)
                 cancel=token,
             )
         assert caught.value.message == ("the call was canceled" if how == "cancel" else "the deadline has passed")
-        assert caught.value.__cause__ is not None, "it was sent, and waited"
+        assert time.monotonic() - start < 1
         assert b"4\r\nbody\r\n0\r\n\r\n" in pair.far.recv(65536)
         for timer in timers:
             timer.join()

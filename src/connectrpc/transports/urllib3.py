@@ -187,6 +187,8 @@ class Urllib3Transport:
         while True:
             try:
                 if pool.proxy is not None:
+                    # It looks for the pool itself, and has to make one where it has let go of the pool that is known.
+                    pool = self._find_pool(closed=pool)
                     return self._manager.urlopen(request.method, request.url, **options)
                 return pool.urlopen(request.method, path, assert_same_host=False, **options)
             except ClosedPoolError:
