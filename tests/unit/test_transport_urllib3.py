@@ -244,6 +244,23 @@ def test_bodies(given: bytes, stream: bool) -> None:
     response.close()
 
 
+def test_what_has_come_of_a_chunk_is_given_at_once() -> None:
+    """Its rest may come much later: what makes chunks of a stream need not know of messages."""
+    with Pair() as pair:
+        manager = Network(lambda connection: pair.near).manager(timeout=2)
+        pair.far.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\none")
+        response = send(Urllib3Transport(manager, "http://host:81/base"), stream=True)
+        assert response.read_chunk() == b"one"
+        pair.far.sendall(b"two\r\n3\r\n")
+        assert response.read_chunk() == b"two"
+        pair.far.sendall(b"six\r\n0\r\n\r\n")
+        assert response.read_chunk() == b"six"
+        assert response.read_chunk() == b""
+        response.close()
+        pair.far.sendall(OK)
+        assert send(Urllib3Transport(manager, "http://host:81/base")).read(None) == b"body"
+
+
 def test_a_large_body_is_cut_off_at_the_limit() -> None:
     whole = answer(b"x" * 1_000_000)
     network = Network(whole, OK)
