@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
 import socket
 import ssl
+from typing import TYPE_CHECKING
 
 import pytest
 
 from connectrpc.errors import ConnectErrorCode
 from connectrpc.transports._failures import no_connection, reraise, stream_reset, tls_failure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from connectrpc.errors import ConnectError
 
 
 def chained(*errors: BaseException) -> BaseException:
@@ -68,6 +75,54 @@ def test_no_connection(error: BaseException, message: str) -> None:
     assert found.code is ConnectErrorCode.UNAVAILABLE
     assert found.message == message
     assert "host-a" not in found.message
+
+
+def fail(failure: Exception, first: Exception | None = None) -> None:
+    """As an HTTP library, which may raise a failure while it handles another."""
+    if first is None:
+        raise failure
+    try:
+        raise first
+    except Exception:
+        raise failure  # noqa: B904  it is the context that matters
+
+
+def connect(failure: Exception, first: Exception | None = None) -> ConnectError:
+    """As a transport."""
+    try:
+        fail(failure, first)
+    except Exception as error:
+        return no_connection(error)
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def again(failure: Exception) -> Iterator[list[ConnectError]]:
+    """Makes a call when another has failed."""
+    found: list[ConnectError] = []
+    try:
+        yield found
+    except OSError:
+        found.append(connect(failure))
+
+
+def test_what_a_library_was_handling() -> None:
+    found = connect(OSError("x"), OSError(errno.ECONNREFUSED, "host-a"))
+    assert found.message == f"no connection to the server can be made: {REFUSED}"
+
+
+@pytest.mark.parametrize("other", [socket.gaierror(-2, "host-a"), ssl.SSLError(1, "alert")], ids=repr)
+def test_what_the_caller_was_handling_is_not_why_it_failed(other: OSError) -> None:
+    """A call is made when another has failed: for a fallback, or to report it."""
+    refused = f"no connection to the server can be made: {REFUSED}"
+    try:
+        raise other
+    except OSError:
+        assert connect(OSError(errno.ECONNREFUSED, "host-b")).message == refused
+        assert connect(OSError("x"), OSError(errno.ECONNREFUSED, "host-b")).message == refused
+    with again(OSError(errno.ECONNREFUSED, "host-b")) as found:
+        raise other
+    assert found[0].message == refused
 
 
 @pytest.mark.parametrize("error", [OSError("x"), ssl.SSLEOFError(8, "x"), ssl.SSLZeroReturnError(6, "x")])

@@ -12,6 +12,7 @@ from connectrpc.errors import ConnectError, ConnectErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
 __all__ = [
     "causes",
@@ -39,11 +40,23 @@ def reraise(failure: BaseException) -> NoReturn:
         del failure  # whose traceback has this frame
 
 
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """A failure and what it came from, the outermost first."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """A failure and what it came from, the outermost first.
+
+    Not what somebody further out was handling when the call was made, who may be the caller: Python makes that the
+    context of all that is raised meanwhile. It was caught in a frame that is still running, around the one which has
+    caught the failure.
+    """
+    caught = error.__traceback__
+    frame = None if caught is None else caught.tb_frame.f_back
+    around: set[FrameType] = set()
+    while frame is not None:
+        around.add(frame)
+        frame = frame.f_back
+    found: BaseException | None = error
+    while found is not None and (found.__traceback__ is None or found.__traceback__.tb_frame not in around):
+        yield found
+        found = found.__cause__ or found.__context__
 
 
 def unresolved() -> ConnectError:
