@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from multidict import CIMultiDict
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from connectrpc._core.http import HTTPRequest
@@ -228,6 +230,51 @@ def test_failures(failure: Exception, code: str, text: str) -> None:
         assert caught.value.message
         assert text in caught.value.message or attempt is not begin
         assert caught.value.__cause__ is failure
+
+
+SECRET = URL("http://user:secret@host-a:3128/p?message=secret")
+WITHIN = aiohttp.RequestInfo(SECRET, "GET", CIMultiDictProxy(CIMultiDict()), SECRET)
+
+TELLING: list[tuple[Exception, str]] = [
+    (
+        aiohttp.ClientHttpProxyError(WITHIN, (), status=407, message="secret"),
+        "the proxy makes no connection: HTTP status 407",
+    ),
+    (
+        aiohttp.ServerFingerprintMismatch(b"expected", b"secret", "host-a", 443),
+        "the server's certificate is not trusted: it has another fingerprint",
+    ),
+    (
+        aiohttp.ClientResponseError(WITHIN, (), status=400, message="Bad status line:\n\n  b'secret'\n    ^"),
+        "the connection to the server failed: Bad status line",
+    ),
+    (
+        aiohttp.ClientConnectionError(f"Failed to send bytes into the underlying connection {SECRET}"),
+        "the connection to the server failed",
+    ),
+    (aiohttp.InvalidURL(SECRET), "the connection to the server failed"),
+]
+
+
+@pytest.mark.parametrize(("failure", "message"), TELLING, ids=lambda value: type(value).__name__)
+def test_what_failures_do_not_tell(failure: Exception, message: str) -> None:
+    """No host, URL or password: a service may pass on what a call of its own raised."""
+    with pytest.raises(ConnectError) as caught:
+        asyncio.run(send(AiohttpTransport(Session(failure))))
+    assert code_of(caught.value) == "unavailable"
+    assert caught.value.message == message
+    assert caught.value.__cause__ is failure
+
+
+def test_what_failures_in_the_midst_of_an_answer_do_not_tell() -> None:
+    failure = aiohttp.ClientOSError(errno.ECONNRESET, f"Can not write request body for {SECRET}")
+
+    async def main() -> None:
+        await (await send(AiohttpTransport(Session(Answer(b"x", failure))))).read(None)
+
+    with pytest.raises(ConnectError) as caught:
+        asyncio.run(main())
+    assert caught.value.message == f"the connection to the server failed: {os.strerror(errno.ECONNRESET)}"
 
 
 def test_cancellation_is_no_failure() -> None:

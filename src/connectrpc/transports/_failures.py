@@ -115,9 +115,10 @@ def client_timed_out() -> ConnectError:
     return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own timeout has passed")
 
 
-def connection_failed(reason: object) -> ConnectError:
+def connection_failed(reason: object = "") -> ConnectError:
     """What it is to the caller that a connection which was there has failed."""
-    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed: {reason}")
+    told = f": {reason}" if reason else ""
+    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the connection to the server failed{told}")
 
 
 _STREAM_ERRORS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import os
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -21,6 +22,7 @@ from connectrpc.transports._failures import (
     no_connection,
     tls_failure,
     unresolved,
+    untrusted,
 )
 
 if TYPE_CHECKING:
@@ -210,12 +212,25 @@ def _coded(error: Exception, *, answered: bool) -> ConnectError:
         return unresolved()
     if isinstance(error, aiohttp.ClientConnectorError):
         return no_connection(error)
+    if isinstance(error, aiohttp.ServerFingerprintMismatch):
+        return untrusted("it has another fingerprint")
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the proxy makes no connection: HTTP status {error.status}")
     failure = tls_failure(error)
     if failure is not None:
         return failure
     if isinstance(error, aiohttp.ServerDisconnectedError) or (not answered and isinstance(error, OSError)):
         return closed_unanswered()
-    return connection_failed(error)
+    return connection_failed(_reason(error))
+
+
+def _reason(error: Exception) -> object:
+    """What aiohttp tells of a connection that failed, unless it may name hosts, URLs, proxies and their passwords."""
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return error
+    if isinstance(error, aiohttp.ClientResponseError):  # no HTTP: after the colon there is what came
+        return error.message.partition(":")[0]
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno is not None else ""
 
 
 class _Upload:
