@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -87,7 +88,7 @@ class Session:
                 writer = Writer()
                 await data.write(writer)
                 self.bodies.append(writer.parts)
-            except ZeroDivisionError as error:
+            except BaseException as error:  # in its own task, with aiohttp
                 raise aiohttp.ClientConnectionError("it could not be sent") from error
         answer = self._answers.pop(0)
         if isinstance(answer, BaseException):
@@ -151,13 +152,90 @@ def test_a_request_in_parts() -> None:
     assert session.bodies == [[b"", b"one", b"two"]]
 
 
-def test_what_the_request_iterator_raises() -> None:
+class Odd(BaseException):
+    pass
+
+
+RAISED = [
+    ZeroDivisionError(),
+    OSError(errno.EIO, "mine"),
+    Odd(),
+    pytest.param(
+        asyncio.CancelledError(),
+        marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="a task does not tell whether it was cancelled"),
+    ),
+]
+
+
+@pytest.mark.parametrize("raised", RAISED, ids=repr)
+def test_what_the_request_iterator_raises(raised: BaseException) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"one"
+        raise raised
+
+    with pytest.raises(type(raised)) as caught:
+        asyncio.run(send(AiohttpTransport(Session()), broken()))
+    assert caught.value is raised
+
+
+class Unhurried(Session):
+    """Does as aiohttp, and writes in a task of its own. The server takes two parts of the request, and no more."""
+
+    writing: asyncio.Task[None]
+
+    async def request(self, method: str, url: URL, **options: Any) -> Any:
+        self.writing = asyncio.ensure_future(options["data"].write(self))
+        answer = self._answers.pop(0)
+        return await answer if asyncio.isfuture(answer) else answer
+
+    transport = None
+
+    async def write(self, part: bytes) -> None:
+        self.bodies.append([part])
+        if len(self.bodies) == 2:
+            await asyncio.sleep(60)
+
+
+def test_a_request_iterator_that_raises_as_the_answer_comes() -> None:
+    """There is nobody yet whom it could wake."""
+    answer = Answer(b"one")
+
+    class Racing(Session):
+        async def request(self, method: str, url: URL, **options: Any) -> Any:
+            with pytest.raises(aiohttp.ClientConnectionError):
+                await super().request(method, url, **options)
+            return answer
+
     async def broken() -> AsyncIterator[bytes]:
         yield b"one"
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(send(AiohttpTransport(Session()), broken()))
+        asyncio.run(send(AiohttpTransport(Racing()), broken()))
+    assert answer.closed
+
+
+def test_a_request_iterator_that_aiohttp_cancels() -> None:
+    """That is not the caller's failure, but why it was cancelled is."""
+    waits = asyncio.Event()
+
+    async def requests() -> AsyncIterator[bytes]:
+        waits.set()
+        await asyncio.sleep(60)
+        yield b""
+
+    async def main() -> None:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        session = Unhurried(answer)
+        sending = asyncio.ensure_future(send(AiohttpTransport(session), requests()))
+        await asyncio.wait_for(waits.wait(), 5)
+        session.writing.cancel()
+        await asyncio.wait([session.writing])
+        answer.set_exception(aiohttp.ServerDisconnectedError())
+        await sending
+
+    with pytest.raises(ConnectError, match="without an answer"):
+        asyncio.run(main())
 
 
 @pytest.mark.parametrize(("length", "limit"), [(None, None), (6, None), (None, 6), (6, 6), (None, 100)])

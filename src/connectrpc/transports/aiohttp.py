@@ -20,6 +20,7 @@ from connectrpc.transports._failures import (
     connected_too_late,
     connection_failed,
     no_connection,
+    reraise,
     tls_failure,
     unresolved,
     untrusted,
@@ -89,6 +90,9 @@ class AiohttpTransport:
                 _fail(error, upload, answered=False)
             raise
         given = _Response(response, upload, large)
+        if upload is not None and upload.failure is not None:  # meanwhile, when there was nobody to tell
+            given.close()
+            reraise(upload.failure)
         if response.connection is not None:  # its body is still to come
             self._responses.add(given)
         return given
@@ -199,7 +203,7 @@ def _closed() -> ConnectError:
 def _fail(error: Exception, upload: _Upload | None, *, answered: bool) -> NoReturn:
     """Raise what a failure of aiohttp's is to the caller, before or after the head of the answer has come."""
     if upload is not None and upload.failure is not None:
-        raise upload.failure  # just as it is: it has nothing to do with aiohttp
+        reraise(upload.failure)  # just as it is: it has nothing to do with aiohttp
     raise _coded(error, answered=answered) from error
 
 
@@ -233,28 +237,45 @@ def _reason(error: Exception) -> object:
     return os.strerror(error.errno) if isinstance(error, OSError) and error.errno is not None else ""
 
 
+class _UploadFailedError(Exception):
+    """What aiohttp sees of an exception of the caller's iterator, which it would take for one of its own."""
+
+
 class _Upload:
     """A request body in parts, which remembers what the caller's iterator raised."""
 
     def __init__(self, parts: AsyncIterator[bytes]) -> None:
         self._parts = parts
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.finished = False
         self.response: aiohttp.ClientResponse | None = None
 
-    async def parts(self) -> AsyncIterator[bytes]:
+    async def parts(self) -> AsyncGenerator[bytes, None]:
         # aiohttp sends the head with the first part. Without this the server would not see the call before the first
         # message, which may depend on the server's own.
         yield b""
-        try:
-            async for part in self._parts:
-                yield part
-            self.finished = True
-        except Exception as error:
-            self.failure = error
-            if self.response is not None:
-                self.response.close()  # aiohttp tells nobody: this wakes whoever reads the answer
-            raise
+        while True:
+            try:
+                part = await self._parts.__anext__()
+            except StopAsyncIteration:
+                break
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt | SystemExit) or _is_given_up(error):
+                    raise
+                self.failure = error
+                if self.response is not None:
+                    self.response.close()  # aiohttp tells nobody: this wakes whoever reads the answer
+                raise _UploadFailedError from error
+            yield part
+        self.finished = True
+
+
+def _is_given_up(error: BaseException) -> bool:
+    """Whether an iterator of the caller's has raised ``error`` because aiohttp cancels this task: the call is over."""
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    cancelling = getattr(asyncio.current_task(), "cancelling", None)
+    return cancelling is None or cancelling() > 0  # Python 3.10 does not tell who cancels
 
 
 def _end_with_connection(response: aiohttp.ClientResponse) -> Callable[[], None]:
@@ -329,7 +350,7 @@ class _Response:
         except _FAILURES as error:
             self._fail(error)
         if not chunk and self._upload is not None and self._upload.failure is not None:
-            raise self._upload.failure
+            reraise(self._upload.failure)
         return chunk
 
     def _fail(self, error: Exception) -> NoReturn:
