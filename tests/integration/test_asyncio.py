@@ -693,6 +693,41 @@ def test_an_upload_that_is_cancelled_closes_the_callers_generator() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("how", ["too late", "answered", "hung up"])
+def test_an_upload_that_the_server_does_not_take_closes_the_callers_generator(how: str) -> None:
+    """Although the caller holds it, and what became of the call."""
+    over = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.read_head()
+        if how == "answered":
+            peer.send(response(404, {"content-type": "application/json"}, b'{"code":"not_found"}'))
+        if how != "hung up":
+            over.wait(10)
+
+    async def main() -> None:
+        ended = asyncio.Event()
+
+        async def requests() -> AsyncIterator[SumRequest]:
+            try:
+                async for request in endless():
+                    yield request
+            finally:
+                await asyncio.sleep(0.01)  # may wait
+                ended.set()
+
+        with RawServer(script) as server:
+            async with AsyncProbeServiceClient(server.url) as client:
+                given = requests()
+                outcome = await client.call_sum(given, timeout_seconds=0.3 if how == "too late" else None)
+                assert outcome.error() is not None
+                await asyncio.wait_for(ended.wait(), 5)
+                assert [request async for request in given] == []
+            over.set()
+
+    asyncio.run(main())
+
+
 async def upload_in_time(client: AsyncProbeServiceClient) -> None:
     error = (await client.call_echo(EchoRequest(data=bytes(20_000_000)), timeout_seconds=0.3)).error()
     assert error is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -184,6 +185,7 @@ class Unhurried(Session):
     writing: asyncio.Task[None]
 
     async def request(self, method: str, url: URL, **options: Any) -> Any:
+        self.full = asyncio.Event()
         self.writing = asyncio.ensure_future(options["data"].write(self))
         answer = self._answers.pop(0)
         return await answer if asyncio.isfuture(answer) else answer
@@ -193,6 +195,7 @@ class Unhurried(Session):
     async def write(self, part: bytes) -> None:
         self.bodies.append([part])
         if len(self.bodies) == 2:
+            self.full.set()
             await asyncio.sleep(60)
 
 
@@ -236,6 +239,47 @@ def test_a_request_iterator_that_aiohttp_cancels() -> None:
 
     with pytest.raises(ConnectError, match="without an answer"):
         asyncio.run(main())
+
+
+@pytest.mark.parametrize("failure", [None, ZeroDivisionError()], ids=repr)
+def test_a_request_that_is_left_closes_its_iterator(failure: Exception | None) -> None:
+    """Though the caller still holds it; however often aiohttp cancels, and without a word of what closing it raises."""
+    told: list[Any] = []
+
+    async def main() -> None:
+        ended: list[str] = []
+        closing, closed = asyncio.Event(), asyncio.Event()
+
+        async def requests() -> AsyncIterator[bytes]:
+            try:
+                while True:
+                    yield b"one"
+            finally:
+                closing.set()
+                await closed.wait()
+                ended.append("end")
+                if failure is not None:
+                    raise failure
+
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        session, given = Unhurried(Answer()), requests()
+        await send(AiohttpTransport(session), given)
+        await asyncio.wait_for(session.full.wait(), 5)
+        session.writing.cancel()
+        try:
+            await asyncio.wait_for(closing.wait(), 5)
+            session.writing.cancel()
+            await asyncio.sleep(0)
+        finally:
+            closed.set()
+        await asyncio.wait([session.writing])
+        assert session.writing.cancelled()
+        assert ended == ["end"]
+        assert [part async for part in given] == []
+
+    asyncio.run(main())
+    gc.collect()
+    assert told == []
 
 
 @pytest.mark.parametrize(("length", "limit"), [(None, None), (6, None), (None, 6), (6, 6), (None, 100)])

@@ -64,7 +64,7 @@ class AiohttpTransport:
         large: _Body | None = None
         if body is not None and not isinstance(body, bytes):
             upload = _Upload(body)
-            large = _StreamBody(upload.parts())
+            large = _StreamBody(upload)
         elif body is not None and len(body) > _LARGE:
             large = _BytesBody(io.BytesIO(body))
         if large is not None:
@@ -185,7 +185,42 @@ class _Body(aiohttp.payload.Payload):
 
 
 class _StreamBody(_Body, aiohttp.payload.AsyncIterablePayload):
-    pass
+    """A body whose parts are taken one after the other."""
+
+    def __init__(self, upload: _Upload) -> None:
+        self._parts = upload.parts()
+        super().__init__(self._parts)
+
+    async def write(self, writer: Any) -> None:
+        try:
+            await super().write(writer)
+        except (Exception, asyncio.CancelledError):
+            await _leave(self._parts)
+            raise
+
+    async def write_with_length(self, writer: Any, content_length: int | None) -> None:
+        try:
+            await super().write_with_length(writer, content_length)
+        except (Exception, asyncio.CancelledError):
+            await _leave(self._parts)
+            raise
+
+
+async def _leave(parts: AsyncGenerator[bytes, None]) -> None:
+    """Close what aiohttp leaves off in the midst of: the caller may hold what it was made from, or the call's outcome.
+
+    In a task of its own, as aiohttp may cancel this one more than once. This one waits for it, so that an event loop
+    which ends waits as well.
+    """
+    closing = asyncio.ensure_future(_close_quietly(parts))
+    while not closing.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([closing])
+
+
+async def _close_quietly(parts: AsyncGenerator[bytes, None]) -> None:
+    with contextlib.suppress(Exception):  # the call is over: there is nobody to tell
+        await parts.aclose()
 
 
 class _BytesBody(_Body, aiohttp.payload.BytesIOPayload):
@@ -254,20 +289,24 @@ class _Upload:
         # aiohttp sends the head with the first part. Without this the server would not see the call before the first
         # message, which may depend on the server's own.
         yield b""
-        while True:
-            try:
-                part = await self._parts.__anext__()
-            except StopAsyncIteration:
-                break
-            except BaseException as error:
-                if isinstance(error, KeyboardInterrupt | SystemExit) or _is_given_up(error):
-                    raise
-                self.failure = error
-                if self.response is not None:
-                    self.response.close()  # aiohttp tells nobody: this wakes whoever reads the answer
-                raise _UploadFailedError from error
-            yield part
-        self.finished = True
+        try:
+            while True:
+                try:
+                    part = await self._parts.__anext__()
+                except StopAsyncIteration:
+                    break
+                except BaseException as error:
+                    if isinstance(error, KeyboardInterrupt | SystemExit) or _is_given_up(error):
+                        raise
+                    self.failure = error
+                    if self.response is not None:
+                        self.response.close()  # aiohttp tells nobody: this wakes whoever reads the answer
+                    raise _UploadFailedError from error
+                yield part
+            self.finished = True
+        finally:
+            if hasattr(self._parts, "aclose"):
+                await self._parts.aclose()
 
 
 def _is_given_up(error: BaseException) -> bool:
