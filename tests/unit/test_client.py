@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from google.protobuf.type_pb2 import EnumValue
     from multidict import CIMultiDict
 
+    from connectrpc._core.http import HTTPRequest
+
 OK = frame(b"{}", 2)
 TRAILERS = frame(b'{"metadata":{"X-T":["1","2"]}}', 2)
 FAILED = frame(b'{"error":{"code":"aborted","message":"m"},"metadata":{"x-t":["1"]}}', 2)
@@ -607,6 +609,28 @@ def test_what_breaks_a_read_closes_the_stream(failure: BaseException) -> None:
     assert stream.done()
     assert transport.responses[0].closed
     assert list(stream) == []
+
+
+@pytest.mark.parametrize("method", [CLIENT, SERVER, BIDI], ids=lambda method: method.name)
+def test_what_breaks_the_taking_of_a_head_closes_the_answer(caller: Any, method: Any) -> None:
+    """Its connection may be one of few."""
+
+    class Interrupted(BaseException):
+        pass
+
+    class Headers(dict[str, str]):
+        def get(self, *args: Any) -> Any:
+            raise Interrupted
+
+    def serve(request: HTTPRequest, body: bytes) -> Answer:
+        answer = Answer(200, [], b"")
+        answer.headers = Headers()  # type: ignore[assignment]
+        return answer
+
+    made = caller(serve)
+    with pytest.raises(Interrupted):
+        made.output(method, request_for(method))
+    assert made.transport.responses[0].closed
 
 
 def test_a_stream_that_is_forgotten() -> None:

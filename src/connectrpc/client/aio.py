@@ -261,8 +261,10 @@ class AsyncCaller:
             return Stream(call, None, None, error)
         try:
             call.head(response.status, response.headers)
-        except ConnectError as error:
+        except BaseException as error:  # whatever it is: the connection may be one of few
             response.close()
+            if not isinstance(error, ConnectError):
+                raise
             return Stream(call, None, None, error)
         return Stream(call, response, deadline, None)
 

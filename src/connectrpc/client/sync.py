@@ -260,7 +260,7 @@ class SyncCaller:
         extra_headers: HeaderInput | None,
         deadline: Deadline,
         cancel: CancelToken | None,
-    ) -> StreamOutput[ResT]:
+    ) -> Stream[ResT]:
         call = self._procedures.stream(method).call()
         try:
             response = self._send(method, given, extra_headers, deadline, cancel)
@@ -268,8 +268,10 @@ class SyncCaller:
             return Stream(call, None, error)
         try:
             call.head(response.status, response.headers)
-        except ConnectError as error:
+        except BaseException as error:  # whatever it is: the connection may be one of few
             response.close()
+            if not isinstance(error, ConnectError):
+                raise
             return Stream(call, None, error)
         return Stream(call, response, None)
 
