@@ -6,7 +6,10 @@ import asyncio
 import errno
 import gc
 import os
+import socket
 import sys
+import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -76,6 +79,7 @@ class Session:
 
     def __init__(self, *answers: Any) -> None:
         self.timeout = aiohttp.ClientTimeout(total=300, connect=1, sock_connect=2, sock_read=3)
+        self.connector: Any = None
         self._answers = list(answers)
         self.requests: list[dict[str, Any]] = []
         self.bodies: list[list[bytes]] = []
@@ -133,6 +137,40 @@ def test_what_is_sent() -> None:
         "raise_for_status": False,
         "auto_decompress": False,
     }
+
+
+@pytest.mark.parametrize(
+    ("limit", "limit_per_host", "connect"), [(0, 0, 5), (100, 0, 1), (0, 10, 1)], ids=["none", "in all", "per host"]
+)
+def test_a_connect_timeout(limit: int, limit_per_host: int, connect: int) -> None:
+    """It is for all of connecting, where that is not also waiting for other calls to give their connections back."""
+    session = Session(Answer())
+    session.connector = SimpleNamespace(limit=limit, limit_per_host=limit_per_host)
+    asyncio.run(send(AiohttpTransport(session, connect_timeout=5)))
+    assert session.requests[0]["timeout"] == aiohttp.ClientTimeout(
+        total=None, connect=connect, sock_connect=5, sock_read=3
+    )
+
+
+def test_a_name_that_takes_too_long_to_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+
+    def resolve(*args: object, **kwargs: object) -> list[Any]:
+        answer.wait(5)
+        return []
+
+    async def main() -> None:
+        transport = AiohttpTransport(None, connect_timeout=0.05)
+        try:
+            await asyncio.wait_for(send(transport), 3)
+        finally:
+            answer.set()
+            await transport.aclose()
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(ConnectError, match="too long") as caught:
+        asyncio.run(main())
+    assert code_of(caught.value) == "unavailable"
 
 
 def test_no_body() -> None:

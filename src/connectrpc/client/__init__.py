@@ -69,7 +69,9 @@ class ClientOptions(TypedDict, total=False):
     connect_timeout_seconds: float | None
     """The longest that making a connection may take, with TLS; whatever the deadline, and instead of the HTTP client's
     own limit. A call that has none by then fails with ``unavailable``, and was not sent. By default the HTTP client's
-    own limit stands."""
+    own limit stands. With an ``aiohttp.ClientSession`` whose connector limits the number of connections, as it does by
+    default, each address of the server may take so long, and neither resolving its name nor a proxy's answer is
+    counted."""
 
     open_timeout_seconds: float | None
     """The longest that a server stream may take to open: until the head of its answer is there. It is for streams that

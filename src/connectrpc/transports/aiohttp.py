@@ -44,7 +44,8 @@ class AiohttpTransport:
 
     Args:
         session: the user's, with its connector, TLS, proxies, cookies and limits; or None for one of our own.
-        connect_timeout: how long connecting may take, in seconds; None for the session's own limit.
+        connect_timeout: how long connecting may take, in seconds; None for the session's own limit. Where the session's
+            connector has a limit for connections, this is for each address, and not for proxies and names.
     """
 
     def __init__(self, session: object | None, *, connect_timeout: float | None = None) -> None:
@@ -122,11 +123,16 @@ class AiohttpTransport:
         # A session's default ends any call after five minutes; how long a call may take is said by its deadline. The
         # limits for connecting and between reads are the user's.
         own = self._session.timeout
+        connect, sock_connect = own.connect, own.sock_connect
+        if self._connect_timeout is not None:
+            sock_connect = self._connect_timeout  # for each address
+            connector = self._session.connector
+            # The other counts all of it, a proxy and the resolution of names as well; but also waiting for the end of
+            # other calls, where there is a limit for connections.
+            if connector is not None and not connector.limit and not connector.limit_per_host:
+                connect = self._connect_timeout
         self._timeout = aiohttp.ClientTimeout(
-            total=None,
-            connect=own.connect,
-            sock_connect=own.sock_connect if self._connect_timeout is None else self._connect_timeout,
-            sock_read=own.sock_read,
+            total=None, connect=connect, sock_connect=sock_connect, sock_read=own.sock_read
         )
 
     async def aclose(self) -> None:
