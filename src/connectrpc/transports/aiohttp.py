@@ -46,6 +46,9 @@ class AiohttpTransport:
         session: the user's, with its connector, TLS, proxies, cookies and limits; or None for one of our own.
         connect_timeout: how long connecting may take, in seconds; None for the session's own limit. Where the session's
             connector has a limit for connections, this is for each address, and not for proxies and names.
+
+    What aiohttp does behind a call's back is switched off, with one exception that cannot be: a GET whose connection
+    is closed before the answer comes is sent once more.
     """
 
     def __init__(self, session: object | None, *, connect_timeout: float | None = None) -> None:
