@@ -66,6 +66,8 @@ def test_base_urls(make: Callable[..., Any], given: str, kept: str) -> None:
         "http://:80",
         "http://h?x=1",
         "http://h/#x",
+        "http://h?",
+        "http://h/p#",
         "http://h:abc",
         "http://h:99999",
         "http://h h",
