@@ -173,6 +173,27 @@ def test_a_name_that_takes_too_long_to_resolve(monkeypatch: pytest.MonkeyPatch) 
     assert code_of(caught.value) == "unavailable"
 
 
+def test_a_url_that_is_not_ascii() -> None:
+    session = Session(Answer())
+    request = HTTPRequest("POST", "http://b\u00fccher/\u00fc%2Fa/b.C/D", HEADERS)
+    asyncio.run(AiohttpTransport(session).send(request, b""))
+    assert str(session.requests[0]["url"]) == "http://xn--bcher-kva/%C3%BC%2Fa/b.C/D"
+
+
+@pytest.mark.parametrize("host", ["a..test", "a" * 64 + ".test", "\u00fc" * 63 + ".test"])
+def test_a_host_that_cannot_be_a_name(host: str) -> None:
+    async def main() -> None:
+        transport = AiohttpTransport(None)
+        try:
+            await transport.send(HTTPRequest("POST", f"http://{host}/p", HEADERS), b"")
+        finally:
+            await transport.aclose()
+
+    with pytest.raises(ConnectError, match="the server's name cannot be resolved") as caught:
+        asyncio.run(main())
+    assert code_of(caught.value) == "unavailable"
+
+
 def test_no_body() -> None:
     session = Session(Answer())
     asyncio.run(send(AiohttpTransport(session), None))

@@ -76,7 +76,7 @@ class AiohttpTransport:
         try:
             response = await session.request(
                 request.method,
-                URL(request.url, encoded=True),
+                URL(request.url, encoded=request.url.isascii()),  # what is not, has to be encoded
                 data=body if large is None else large,
                 headers=CIMultiDict(request.headers),
                 # Whatever would be done behind the call's back is switched off.
@@ -88,7 +88,7 @@ class AiohttpTransport:
         except BaseException as error:
             if large is not None:
                 large.give_up()
-            if isinstance(error, _FAILURES):
+            if isinstance(error, (*_FAILURES, UnicodeError)):
                 if self._owns_session and self._session is not session:
                     raise _closed() from error
                 _fail(error, upload, answered=False)
@@ -256,7 +256,7 @@ def _coded(error: Exception, *, answered: bool) -> ConnectError:
         return connected_too_late()
     if isinstance(error, asyncio.TimeoutError):
         return ConnectError(ConnectErrorCode.DEADLINE_EXCEEDED, "the HTTP client's own read timeout has passed")
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
+    if isinstance(error, aiohttp.ClientConnectorDNSError | UnicodeError):  # the other, for what cannot be a name at all
         return unresolved()
     if isinstance(error, aiohttp.ClientConnectorError):
         return no_connection(error)
