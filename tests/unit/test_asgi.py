@@ -594,6 +594,59 @@ def test_what_is_no_exception_is_a_failure_all_the_same(
         assert type(error).__name__ in caplog.text
 
 
+@pytest.mark.parametrize("method", [SERVER, BIDI], ids=lambda method: method.name)
+def test_a_clean_up_that_raises_what_is_no_exception(method: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The stream has its end all the same."""
+
+    async def handler(request: Any) -> Any:
+        try:
+            yield reply("a")
+            yield ABORTED
+        finally:
+            raise StrangeError("secret")
+
+    answer = respond(every(handler), method)
+    assert code_in(answer) in ("aborted", "unknown")
+    assert b"secret" not in answer.body
+    assert "StrangeError" in caplog.text
+
+
+@pytest.mark.parametrize("method", ALL, ids=lambda method: method.name)
+def test_a_call_that_is_closed_while_it_cleans_up(method: Any) -> None:
+    """As when the loop ends: a coroutine has to let that happen."""
+
+    async def slow(request: Any) -> Any:
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            await asyncio.sleep(5)
+        return reply("a")
+
+    async def stream(request: Any) -> Any:
+        yield await slow(request)
+
+    @types.coroutine
+    def close_while_it_cleans_up(coroutine: Any) -> Any:
+        pending = coroutine.send(None)
+        while True:
+            try:
+                yield pending
+            except asyncio.CancelledError as error:  # it is the deadline's
+                coroutine.throw(error)
+                break
+            pending = coroutine.send(None)
+        coroutine.close()
+
+    async def main() -> None:
+        connection = Connection([part(body_of(method))])
+        handler = stream if method.kind.server_streams else slow
+        made = request_of(method, [("connect-timeout-ms", "50")])
+        await close_while_it_cleans_up(every(handler)(made, connection.receive, connection.send))
+        assert not connection.complete
+
+    asyncio.run(main())
+
+
 # Waiting
 
 

@@ -1150,3 +1150,23 @@ def test_leaving_that_is_cancelled() -> None:
         assert log == ["lifespan"]
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_an_app_that_leaves_its_own_transport() -> None:
+    """It still answers."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            raise NotImplementedError
+        await transport.__aexit__(None, None, None)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"answer"})
+
+    transport = ASGITransport(app)
+
+    async def main() -> bytes:
+        await transport.__aenter__()
+        response = await transport.send(HTTPRequest("POST", URL, HEADERS), b"")
+        return await response.read(None)
+
+    assert asyncio.run(asyncio.wait_for(main(), PATIENCE)) == b"answer"

@@ -633,6 +633,24 @@ def test_an_asgi_client_that_leaves(method: Any) -> None:
     assert len(given) <= 3
 
 
+@pytest.mark.parametrize("kind_of_error", [ValueError, SystemExit])
+def test_what_fails_after_its_client_has_left_is_logged(
+    kind_of_error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    free = threading.Event()
+
+    def handler(request: Any) -> Any:
+        free.wait(PATIENCE)
+        raise kind_of_error("too late")
+
+    headers = [("connect-protocol-version", "1"), ("content-length", "3")]
+    made = scope(UNARY.path, PROTO, headers)
+    connection = exchange(asgi_service(SERVICE, in_threads(handler)), made, [part(body_of(UNARY)), 0.1, DISCONNECT])
+    assert not connection.complete
+    free.set()
+    wait_for(lambda: "too late" in caplog.text)
+
+
 def test_a_slow_client_holds_the_thread_back() -> None:
     """It makes the next message when the one before has been taken."""
     made: list[int] = []

@@ -112,6 +112,8 @@ class ConnectGetClient(ConnectUnaryClient):
         codec: Any = self._settings.codec
         try:
             payload = codec.encode_deterministic(message)
+        except ConnectError:
+            raise
         except Exception as error:
             raise unencodable() from error
         payload, compressed = self._writer.compress(limited(payload, self._settings.send_max_bytes))

@@ -207,6 +207,8 @@ class MessageWriter:
         """
         try:
             payload = self._encode(message)
+        except ConnectError:
+            raise  # a codec of the user's says what it is
         except Exception as error:
             raise unencodable() from error
         return self.finish(payload)

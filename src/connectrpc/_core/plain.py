@@ -97,6 +97,7 @@ class PlainServerCall:
     __slots__ = ("_call", "_head", "_native", "_server")
 
     deadline = NO_DEADLINE
+    keeps_failure = False  # as of a ``ServerCall``; only those of streams do
 
     def __init__(self, server: PlainServerMethod, head: Callable[[Any], RequestHead], native: Any) -> None:
         self._server = server

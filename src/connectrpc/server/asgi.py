@@ -28,7 +28,7 @@ from connectrpc.server.asgi_request import (
     path_of,
 )
 from connectrpc.server.endpoints import build_endpoints, check_services, find_handlers, merge_endpoints
-from connectrpc.server.handlers import DRAIN_MAX_SECONDS, StrayError, coded, failed, last_part, logger
+from connectrpc.server.handlers import DRAIN_MAX_SECONDS, StrayError, coded, failed, last_part, logger, ordinary
 from connectrpc.server.implementations import as_lifespan
 
 if TYPE_CHECKING:
@@ -451,6 +451,8 @@ async def _close(messages: Any, call: ServerCall) -> None:
         if sys.version_info < (3, 11) or cancellations() > before:
             raise
         coded(call, StrayCancellationError(error))
+    except BaseException as error:
+        coded(call, ordinary(error))
 
 
 def _native(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:

@@ -145,11 +145,13 @@ class Guard:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
+            if closing and isinstance(error, GeneratorExit):
+                raise
             if self.reason is None:
                 if isinstance(error, asyncio.CancelledError):
                     if not self._cancelled_by_others():
                         raise StrayCancellationError(error)  # noqa: B904  it has it as its cause
-                elif not isinstance(error, Exception) and not (closing and isinstance(error, GeneratorExit)):
+                elif not isinstance(error, Exception):
                     raise StrayError(error)  # noqa: B904  likewise
                 raise
             if self._take_back() and isinstance(error, asyncio.CancelledError):

@@ -181,14 +181,16 @@ def _whole(request: Request, response: Response) -> WholeResponse:
     trailers = response.trailers.copy()
     answer: WholeResponse = call.answer(result)
     tell_sent(request.context)
-    return answer if response.trailers == trailers else call.answer(result)
+    if response.trailers != trailers:  # hooks may change them until the end
+        answer = call.respond(response.message, *result.metadata())
+    return answer
 
 
 def _take_failure(context: CallContext) -> Exception | None:
     """What has ended a stream outside the interceptors."""
     call: Any = context._call
     failure: Exception | None = call.failure
-    call.failure = None
+    call.keeps_failure, call.failure = False, None
     return failure
 
 

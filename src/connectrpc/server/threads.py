@@ -266,8 +266,8 @@ class _Work:
             failure = error if isinstance(error, Exception) else StrayError(error)
             if not self._left:
                 self._tell(_Raised(failure))
-            elif isinstance(error, Exception):
-                coded(self._given._call, error)  # for the log: there is nobody to answer any more
+            else:
+                coded(self._given._call, failure)  # for the log: there is nobody to answer any more
 
     def _serve(self) -> None:
         given = self._given

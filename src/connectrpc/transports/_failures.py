@@ -21,6 +21,7 @@ __all__ = [
     "connected_too_late",
     "connection_failed",
     "no_connection",
+    "package_of",
     "reraise",
     "stream_reset",
     "tls_failed",
@@ -57,6 +58,14 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     while found is not None and (found.__traceback__ is None or found.__traceback__.tb_frame not in around):
         yield found
         found = found.__cause__ or found.__context__
+
+
+def package_of(error: BaseException) -> str:
+    """The package whose code has raised it."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def unresolved() -> ConnectError:

@@ -112,14 +112,23 @@ if hasattr(os, "register_at_fork"):
 
 def end_parts(context: contextvars.Context, parts: Iterator[bytes]) -> None:
     """End a generator that was read in another thread, in that thread, with the caller's context variables."""
-    context.run(close_parts, parts)
+    try:
+        context.run(close_parts, parts)
+    except BaseException:  # there is nobody whom it could reach
+        _logger.exception("a request iterator failed while it was closed")
 
 
 def close_parts(parts: Iterator[bytes]) -> None:
-    """End a generator where it was read. The call is over, and has its outcome."""
+    """End a generator where it was read. What it raises is logged, as the call has its outcome.
+
+    It may also be running, in another call that was given it too.
+
+    Raises:
+        BaseException: it is no failure of the generator's, such as KeyboardInterrupt.
+    """
     try:
         close_messages(parts)
-    except BaseException:
+    except Exception:
         _logger.exception("a request iterator failed while it was closed")
 
 

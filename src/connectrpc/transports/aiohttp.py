@@ -20,6 +20,7 @@ from connectrpc.transports._failures import (
     connected_too_late,
     connection_failed,
     no_connection,
+    package_of,
     reraise,
     tls_failure,
     unresolved,
@@ -88,7 +89,7 @@ class AiohttpTransport:
         except BaseException as error:
             if large is not None:
                 large.give_up()
-            if isinstance(error, (*_FAILURES, UnicodeError)):
+            if isinstance(error, _FAILURES) or (isinstance(error, UnicodeError) and package_of(error) in _OF_NAMES):
                 if self._owns_session and self._session is not session:
                     raise _closed() from error
                 _fail(error, upload, answered=False)
@@ -237,6 +238,11 @@ class _BytesBody(_Body, aiohttp.payload.BytesIOPayload):
 
 
 _FAILURES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
+
+
+_OF_NAMES = ("asyncio", "encodings", "idna", "socket", "yarl")
+"""The packages whose UnicodeError says that a host cannot be the name of one. A tracer of the session's may raise such
+errors too."""
 
 
 def _closed() -> ConnectError:

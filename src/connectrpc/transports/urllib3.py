@@ -12,7 +12,6 @@ import copy
 import functools
 import heapq
 import http.client
-import logging
 import os
 import re
 import socket
@@ -41,7 +40,6 @@ from urllib3.exceptions import (
 )
 from urllib3.util.ssl_match_hostname import CertificateError
 
-from connectrpc._core.chain import close_messages
 from connectrpc._core.pieces import keep
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.transports._ending import LONGEST_WAIT, Ending
@@ -57,7 +55,7 @@ from connectrpc.transports._failures import (
     unresolved,
     untrusted,
 )
-from connectrpc.transports._waiting import Helper, start_thread
+from connectrpc.transports._waiting import Helper, close_parts, start_thread
 
 if TYPE_CHECKING:
     import queue
@@ -72,8 +70,6 @@ if TYPE_CHECKING:
     from connectrpc.deadline import Deadline
 
 __all__ = ["Urllib3Transport"]
-
-_logger = logging.getLogger("connectrpc.client")
 
 # Whatever would be done behind the call's back is switched off. Made once: urllib3 would make it for each call.
 _NO_RETRIES = urllib3.Retry(False, redirect=False)
@@ -120,9 +116,19 @@ class Urllib3Transport:
         upload = None if body is None or isinstance(body, bytes) else _Upload(body, guard)
         outer: _Guard | None = getattr(_calls, "guard", None)
         _calls.guard = guard
+        response = None
         try:
-            response = self._urlopen(request, body if upload is None else upload, guard)
+            try:
+                response = self._urlopen(request, body if upload is None else upload, guard)
+            finally:
+                _calls.guard = outer  # this may be a call of another one's request iterator
+                if upload is not None:
+                    # No more of it will be read, even if the server has answered early. This is the thread that has
+                    # read it, and has its context variables.
+                    close_parts(upload.parts)
         except BaseException as error:
+            if response is not None:  # closing the iterator was interrupted
+                _Response(response, guard).close()
             if guard is not None:
                 guard.finish()
             if isinstance(error, _UploadFailedError):
@@ -130,13 +136,8 @@ class Urllib3Transport:
             if isinstance(error, HTTPError | OSError):
                 raise _coded(error, guard, answered=False) from error
             raise
-        else:
-            if guard is not None:
-                guard.opening = deadline
-        finally:
-            _calls.guard = outer  # this may be a call of another one's request iterator
-            if upload is not None:
-                upload.close()
+        if guard is not None:
+            guard.opening = deadline
         return _Response(response, guard)
 
     def _urlopen(
@@ -352,7 +353,7 @@ def _reason(error: Exception) -> str:
 
 
 _FAILURES = (HTTPError, OSError, ValueError)
-"""What reading an answer raises of urllib3's own. A ValueError comes of a chunk whose size is below zero."""
+"""What reading an answer raises of urllib3's own, or of the file behind it."""
 
 
 class _UploadFailedError(Exception):
@@ -367,7 +368,7 @@ class _Upload:
     """A request body in parts, of the call that ``guard`` can end."""
 
     def __init__(self, parts: Iterator[bytes], guard: _Guard | None) -> None:
-        self._parts = parts
+        self.parts = parts
         self._guard = guard
 
     def __iter__(self) -> _Upload:
@@ -376,24 +377,13 @@ class _Upload:
     def __next__(self) -> bytes:
         _calls.guard = None  # the caller's code may send something of its own, through the same pool
         try:
-            return next(self._parts)
+            return next(self.parts)
         except StopIteration:
             raise
         except Exception as error:
             raise _UploadFailedError(error) from error
         finally:
             _calls.guard = self._guard
-
-    def close(self) -> None:
-        """End the caller's generator: no more of it will be read, even if the server has answered early.
-
-        What it raises is logged, as the call has its outcome. It may also be running, in another call that was given it
-        too. This is the thread that reads it, and has its context variables.
-        """
-        try:
-            close_messages(self._parts)
-        except Exception:
-            _logger.exception("a request iterator failed while it was closed")
 
 
 class _Response:

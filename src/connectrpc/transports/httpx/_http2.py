@@ -36,7 +36,7 @@ def pool_of(client: Any, url: str) -> Any:
 
 
 class _Shared:
-    """What h2 knows of a connection, for one thread after another.
+    """What h2 knows of a connection, for one thread after another, or one task.
 
     Streams that the server has ended take the rest of their requests and drop it. Else httpcore would fail there, or
     wait for a window that never opens, and in either case never come to the answer that it has already.
@@ -127,7 +127,7 @@ class Stream:
     @property
     def ended(self) -> bool:
         """Whether the server has ended it, as far as somebody has read that. It takes no more of the request."""
-        return _ended(self._connection._events, self._number)
+        return _ended(getattr(self._connection, "_events", {}), self._number)
 
     def reset(self, *, wake: bool = False) -> bool:
         """Have the stream end. Whether there is anything to send to the server.

@@ -17,6 +17,7 @@ from connectrpc.transports._failures import (
     connected_too_late,
     connection_failed,
     no_connection,
+    package_of,
     stream_reset,
     tls_failure,
 )
@@ -142,15 +143,7 @@ def is_failure(error: BaseException) -> bool:
     if isinstance(error, FAILURES):
         return True
     # The status of an answer over HTTP/2 that is no number.
-    return isinstance(error, ValueError) and _origin(error).partition(".")[0] == "httpcore"
-
-
-def _origin(error: BaseException) -> str:
-    """The module that raised it."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", ""))
+    return isinstance(error, ValueError) and package_of(error) == "httpcore"
 
 
 def sent_twice(*, answered: bool) -> ConnectError:

@@ -188,18 +188,28 @@ class HttpxTransport(Transport):
         return _Response(response, call, may_be_left=stream or cancel is not None or deadline.expires_at is not None)
 
     def _open(self, request: HTTPRequest, content: Any, call: _Call) -> httpx.Response:
+        response = None
         try:
-            with _serving_for(call), self._opening(call):
-                while True:
-                    call.timeouts = self._timeouts(call.opening.remaining())
-                    native = self._request(request, content, call.timeouts, call.trace)
-                    try:
-                        return cast("httpx.Response", self._client.send(native, stream=True, follow_redirects=False))
-                    except _StaleError:
-                        continue
+            response = self._send(request, content, call)
         finally:
             if isinstance(content, _Upload):
-                content.end()  # sent whole, or as far as it will be
+                try:
+                    content.end()  # sent whole, or as far as it will be
+                except BaseException:
+                    if response is not None:
+                        _close(response)
+                    raise
+        return response
+
+    def _send(self, request: HTTPRequest, content: Any, call: _Call) -> httpx.Response:
+        with _serving_for(call), self._opening(call):
+            while True:
+                call.timeouts = self._timeouts(call.opening.remaining())
+                native = self._request(request, content, call.timeouts, call.trace)
+                try:
+                    return cast("httpx.Response", self._client.send(native, stream=True, follow_redirects=False))
+                except _StaleError:
+                    continue
 
     @contextlib.contextmanager
     def _opening(self, call: _Call) -> Iterator[None]:

@@ -106,6 +106,12 @@ class ASGIServer:
         # A task that is cancelled before its first step, as by the end of its loop, has told the client of nothing.
         self._calls.pop(task).break_off()
 
+    def _break_off_queued(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End the calls that a loop has yet to begin with."""
+        for exchange, where in self._queued.copy().items():
+            if where is loop and self._queued.pop(exchange, None) is not None:
+                exchange.break_off()
+
     def _break_off(
         self, loop: asyncio.AbstractEventLoop, spared: asyncio.Task[Any] | None = None
     ) -> set[asyncio.Task[None]]:
@@ -115,9 +121,7 @@ class ASGIServer:
             loop: whose calls.
             spared: a task whose call may go on.
         """
-        for exchange, where in self._queued.copy().items():
-            if where is loop and self._queued.pop(exchange, None) is not None:
-                exchange.break_off()
+        self._break_off_queued(loop)
         calls = set()
         for task, exchange in self._calls.copy().items():
             if task.get_loop() is loop and task is not spared:
@@ -161,10 +165,10 @@ class ASGIServer:
             self._forsake(asyncio.get_running_loop())
 
     def _forsake(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Run the app in this loop no more, which may be about to end."""
+        """Run the app in this loop no more, which may be about to end. A call that is under way ends with it."""
         with self._lock:
             self._home = self._lifespan = None
-        self._break_off(loop)
+        self._break_off_queued(loop)
 
     def enter_thread(self) -> None:
         """``enter``, in a loop in a thread of its own."""
