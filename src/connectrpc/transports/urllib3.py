@@ -587,9 +587,12 @@ class _HTTPResponse(http.client.HTTPResponse):
                 raise _NoAnswerError("an interim answer without end")
 
     def _read_next_chunk_size(self) -> int:
-        size: int = super()._read_next_chunk_size()  # type: ignore[misc]
-        if size < 0:
-            raise ValueError  # as if it were no number
+        # All of it, and no call of what it stands for: each message of a stream comes by here.
+        assert self.fp is not None
+        line = self.fp.readline(_LINE_MAX_BYTES + 1)
+        size = int(line.partition(b";")[0], 16)
+        if size < 0 or len(line) > _LINE_MAX_BYTES:
+            raise ValueError  # as where it is no number
         return size
 
 
