@@ -234,17 +234,18 @@ def test_context_variables_reach_the_request_iterator() -> None:
     assert found == ["set"]
 
 
+def broken() -> Iterator[bytes]:
+    yield b"one"
+    raise ZeroDivisionError
+
+
+async def abroken() -> AsyncIterator[bytes]:
+    yield b"one"
+    raise ZeroDivisionError
+
+
 def test_what_the_request_iterator_raises() -> None:
     """As it is, whether or not the answer has begun by then."""
-
-    def broken() -> Iterator[bytes]:
-        yield b"one"
-        raise ZeroDivisionError
-
-    async def abroken() -> AsyncIterator[bytes]:
-        yield b"one"
-        raise ZeroDivisionError
-
     with pytest.raises(ZeroDivisionError):
         send(connect(Server()), broken())
     with pytest.raises(ZeroDivisionError):
@@ -280,14 +281,6 @@ def test_what_the_request_iterator_raises() -> None:
 @both
 def test_a_request_that_fails_is_not_hidden_by_the_answer(asynchronous: bool) -> None:
     """Which an app may have ended because of that, so that it looks complete."""
-
-    def broken() -> Iterator[bytes]:
-        yield b"one"
-        raise ZeroDivisionError
-
-    async def abroken() -> AsyncIterator[bytes]:
-        yield b"one"
-        raise ZeroDivisionError
 
     def fail() -> bytes:
         with pytest.raises(Exception):  # noqa: B017  it is ours to hide

@@ -580,15 +580,7 @@ def test_a_call_through_a_proxy_is_woken_on_whatever_pool(how: str) -> None:
         transport = Urllib3Transport(manager, "http://host:81/base")
         assert send(transport, stream=True).read(None) == b"body"
         manager.clear()
-        start = time.monotonic()
-        token = CancelToken() if how == "cancel" else None
-        timer = None if token is None else soon(token.cancel)
-        with pytest.raises(ConnectError) as caught:
-            send(transport, deadline=Deadline(20) if how == "deadline" else NO_DEADLINE, cancel=token)
-        assert caught.value.message == ("the call was canceled" if how == "cancel" else "the deadline has passed")
-        assert time.monotonic() - start < 1
-        if timer is not None:
-            timer.join()
+        check_ended(transport, how)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -742,6 +734,19 @@ def soon(action: Callable[[], None], seconds: float = 0.02) -> threading.Timer:
     return timer
 
 
+def check_ended(transport: Urllib3Transport, how: str) -> None:
+    """A call that would wait for long is ended at once, by a token or at its deadline."""
+    start = time.monotonic()
+    token = CancelToken() if how == "cancel" else None
+    timer = None if token is None else soon(token.cancel)
+    with pytest.raises(ConnectError) as caught:
+        send(transport, deadline=Deadline(20) if how == "deadline" else NO_DEADLINE, cancel=token)
+    assert caught.value.message == ("the call was canceled" if how == "cancel" else "the deadline has passed")
+    assert time.monotonic() - start < 1
+    if timer is not None:
+        timer.join()
+
+
 HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"
 OPEN_END = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhalf"
 
@@ -846,16 +851,7 @@ class InTLS(SSLTransport):
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
 def test_a_call_in_tls_in_tls_is_woken(how: str) -> None:
     with Pair() as pair:
-        start = time.monotonic()
-        token = CancelToken() if how == "cancel" else None
-        timer = None if token is None else soon(token.cancel)
-        transport = Network(lambda connection: InTLS(pair.near)).transport(timeout=2)
-        with pytest.raises(ConnectError) as caught:
-            send(transport, deadline=Deadline(20) if how == "deadline" else NO_DEADLINE, cancel=token)
-        assert caught.value.message == ("the call was canceled" if how == "cancel" else "the deadline has passed")
-        assert time.monotonic() - start < 1
-        if timer is not None:
-            timer.join()
+        check_ended(Network(lambda connection: InTLS(pair.near)).transport(timeout=2), how)
 
 
 @pytest.mark.parametrize("proxied", [False, True])

@@ -13,7 +13,7 @@ from connectrpc._core.call import wrong_input
 from connectrpc._core.connect import connect_timeout, open_deadline
 from connectrpc._core.connect_unary import ConnectUnaryClient, ConnectUnaryServerCall, accept_encoding
 from connectrpc._core.http import HTTPRequest
-from connectrpc._core.message import limited, unencodable
+from connectrpc._core.message import MessageWriter
 from connectrpc._core.request_headers import RequestHeaders
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
@@ -89,12 +89,19 @@ class ConnectGetClient(ConnectUnaryClient):
         settings: the client's, with a codec that has ``encode_deterministic``.
     """
 
-    __slots__ = ("_get_headers", "_get_prefix")
+    __slots__ = ("_get_headers", "_get_prefix", "_get_writer")
 
     def __init__(self, method: Method[Any, Any], settings: ClientSettings) -> None:
         super().__init__(method, settings)
         self._get_prefix = f"{settings.base_url}{method.path}?connect=v1"
         self._get_headers = RequestHeaders(settings, [accept_encoding(settings)], connect_timeout)
+        codec: Any = settings.codec
+        self._get_writer = MessageWriter(
+            codec.encode_deterministic,
+            settings.send_compression,
+            settings.compress_min_bytes,
+            settings.send_max_bytes,
+        )
 
     def request(
         self, message: Any, extra_headers: HeaderInput | None, timeout_ms: int | None
@@ -109,14 +116,8 @@ class ConnectGetClient(ConnectUnaryClient):
     def _url_of(self, message: Any) -> str:
         """Equal messages have equal URLs: the encoding is deterministic, and the parameters stand in the order that the
         protocol recommends, so that caches know them from other clients too."""
-        codec: Any = self._settings.codec
-        try:
-            payload = codec.encode_deterministic(message)
-        except ConnectError:
-            raise
-        except Exception as error:
-            raise unencodable() from error
-        payload, compressed = self._writer.compress(limited(payload, self._settings.send_max_bytes))
+        codec = self._settings.codec
+        payload, compressed = self._get_writer.write(message)
         url = self._get_prefix
         if compressed or codec.name != "json":
             url += "&base64=1"

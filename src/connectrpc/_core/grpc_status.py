@@ -6,13 +6,13 @@ that no descriptor of ours enters Protobuf's default pool, where a user's own co
 
 from __future__ import annotations
 
-import base64
 from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from google.protobuf.any_pb2 import Any
 
 from connectrpc.errors import ConnectError, ConnectErrorCode, ConnectErrorDetail
+from connectrpc.headers import decode_binary, encode_binary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -43,8 +43,7 @@ def status_of(error: ConnectError | None) -> HeaderList:
     message, quoted = _shorten(error.message.encode("utf-8", "replace"))
     pairs = [(STATUS, str(error.code.grpc_number)), (MESSAGE, quoted)]
     if error.details:
-        encoded = base64.b64encode(_encode_status(error.code.grpc_number, message, error.details))
-        pairs.append((DETAILS, encoded.decode().rstrip("=")))
+        pairs.append((DETAILS, encode_binary(_encode_status(error.code.grpc_number, message, error.details))))
     return pairs
 
 
@@ -86,10 +85,8 @@ def error_from_status(status: str, message: str, details: str) -> ConnectError |
     error = ConnectError(code, unquote_to_bytes(message.encode("utf-8", "replace")).decode("utf-8", "replace"))
     if details:
         try:
-            # Several values, or one whose padding was kept, are as good.
-            encoded = details.partition(",")[0].strip().rstrip("=")
-            status_message = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
-            for detail in _decode_details(status_message):
+            first = details.partition(",")[0].strip()  # several values are as good
+            for detail in _decode_details(decode_binary(first)):
                 error.add_detail(detail)
         except ValueError:
             pass  # malformed: the error that they would have adorned is worth more than the complaint

@@ -29,7 +29,6 @@ __all__ = [
     "encoder_of",
     "limited",
     "too_large",
-    "unencodable",
 ]
 
 MessageT = TypeVar("MessageT", bound=Message)
@@ -210,7 +209,7 @@ class MessageWriter:
         except ConnectError:
             raise  # a codec of the user's says what it is
         except Exception as error:
-            raise unencodable() from error
+            raise ConnectError(ConnectErrorCode.INTERNAL, "the request cannot be encoded") from error
         return self.finish(payload)
 
     def finish(self, payload: bytes) -> tuple[bytes, bool]:
@@ -224,11 +223,6 @@ class MessageWriter:
     def compress(self, payload: bytes) -> tuple[bytes, bool]:
         """``payload``, compressed if that is wanted, and whether it is."""
         return compress(self._compression, payload, self._min_bytes)
-
-
-def unencodable() -> ConnectError:
-    """What it is to a client's caller that a request has no bytes in the client's codec."""
-    return ConnectError(ConnectErrorCode.INTERNAL, "the request cannot be encoded")
 
 
 def limited(payload: bytes, max_bytes: int | None) -> bytes:

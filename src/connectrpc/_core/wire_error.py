@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from connectrpc.errors import ConnectError, ConnectErrorCode, ConnectErrorDetail
+from connectrpc.headers import encode_binary
 
 if TYPE_CHECKING:
     from multidict import CIMultiDict
@@ -29,7 +30,7 @@ def _error_to_object(error: ConnectError) -> dict[str, Any]:
 
 def _detail_to_object(detail: ConnectErrorDetail) -> dict[str, Any]:
     # Connect "Error": the value is base64 without padding.
-    wire: dict[str, Any] = {"type": detail.type, "value": base64.b64encode(detail.value).decode().rstrip("=")}
+    wire: dict[str, Any] = {"type": detail.type, "value": encode_binary(detail.value)}
     if detail.debug is not None:
         try:
             _dumps(detail.debug)

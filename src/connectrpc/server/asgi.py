@@ -18,7 +18,7 @@ from connectrpc._core.plain import PlainServerCall
 from connectrpc.deadline import NO_DEADLINE
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import AsyncClientStream, ClientRequest
-from connectrpc.server.asgi_guard import Guard, StrayCancellationError, cancellations
+from connectrpc.server.asgi_guard import Guard, cancellations
 from connectrpc.server.asgi_request import (
     ClientGoneError,
     Head,
@@ -130,10 +130,8 @@ class ASGIApplication:
                     result = done.value
                 except (Exception, KeyboardInterrupt, SystemExit):
                     raise
-                except asyncio.CancelledError as error:  # before anything has waited
-                    raise StrayCancellationError(error)  # noqa: B904  it has it as its cause
-                except BaseException as error:
-                    raise StrayError(error)  # noqa: B904  likewise
+                except BaseException as error:  # before anything has waited: nobody can have cancelled it
+                    raise StrayError(error)  # noqa: B904  it has it as its cause
                 else:
                     result = await _wait(steps, pending, receive)
             answer = server.write_plain(result, call)
@@ -445,13 +443,9 @@ async def _close(messages: Any, call: ServerCall) -> None:
     before = cancellations()
     try:
         await aclose_messages(messages)
-    except Exception as error:
-        coded(call, error)
-    except asyncio.CancelledError as error:
-        if sys.version_info < (3, 11) or cancellations() > before:
-            raise
-        coded(call, StrayCancellationError(error))
     except BaseException as error:
+        if isinstance(error, asyncio.CancelledError) and (sys.version_info < (3, 11) or cancellations() > before):
+            raise
         coded(call, ordinary(error))
 
 

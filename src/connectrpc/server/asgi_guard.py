@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from connectrpc.deadline import Deadline
     from connectrpc.server.asgi_request import RequestBody
 
-__all__ = ["Guard", "StrayCancellationError", "cancellations"]
+__all__ = ["Guard", "cancellations"]
 
 # A caller's own clock ends the call at the deadline too, and servers write the head and the body of an answer one after
 # the other. Of one that sets out at that very moment, the caller may take the head and not wait for the body.
@@ -44,14 +44,6 @@ _TURN_SECONDS = 0.001
 
 _NOT_BEGUN = object()
 """Not None: that is what bare yields give, such as those of ``asyncio.sleep(0)``."""
-
-
-class StrayCancellationError(Exception):
-    """A handler was left by a ``CancelledError`` though nobody had cancelled its call."""
-
-    def __init__(self, error: asyncio.CancelledError) -> None:
-        super().__init__("a CancelledError that does not come of the call's own cancellation")
-        self.__cause__ = error
 
 
 def cancellations() -> int:
@@ -112,8 +104,8 @@ class Guard:
         Raises:
             ConnectError: ``deadline_exceeded``: the deadline has passed meanwhile.
             ClientGoneError: the client has left meanwhile.
-            StrayCancellationError: see there. From Python 3.11 on; before, only where nothing has waited.
-            StrayError: the handler has raised something else that is no ``Exception``.
+            StrayError: what has been raised is no ``Exception``. A ``CancelledError`` that is nobody's is known for one
+                from Python 3.11 on; before, only where nothing has waited.
         """
         return self.go_on(awaitable.__await__(), _NOT_BEGUN)
 
@@ -148,12 +140,10 @@ class Guard:
             if closing and isinstance(error, GeneratorExit):
                 raise
             if self.reason is None:
-                if isinstance(error, asyncio.CancelledError):
-                    if not self._cancelled_by_others():
-                        raise StrayCancellationError(error)  # noqa: B904  it has it as its cause
-                elif not isinstance(error, Exception):
-                    raise StrayError(error)  # noqa: B904  likewise
-                raise
+                cancelled = isinstance(error, asyncio.CancelledError) and self._cancelled_by_others()
+                if isinstance(error, Exception) or cancelled:
+                    raise
+                raise StrayError(error)  # noqa: B904  it has it as its cause
             if self._take_back() and isinstance(error, asyncio.CancelledError):
                 raise
         else:

@@ -36,7 +36,7 @@ DRAIN_IDLE_SECONDS = 1.0  # a client that sends nothing more may be waiting for 
 
 
 class StrayError(Exception):
-    """A handler was left by what is no ``Exception``, such as the ``CancelledError`` of an event loop of its own."""
+    """A handler was left by what is no ``Exception``: by ``CancelledError``, say, though nobody had cancelled it."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"a handler was left by {type(error).__name__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -59,10 +60,8 @@ def _intercepted(method: Method[Any, Any], handler: Handler, interceptors: Seque
                 return ServerStream(_Whole(request, response), response.headers, response.trailers)
             return _whole(request, response)
         except BaseException as error:
-            try:
+            with _logged(method):
                 close_begun(request.context, error)
-            except Exception as further:
-                _log_further(method, further)
             given_error = _given_error(request, error)
             if given_error is None:
                 raise
@@ -92,10 +91,8 @@ def _intercepted_async(method: Method[Any, Any], handler: Handler, interceptors:
                 return ServerStream(_WholeAsync(request, response), response.headers, response.trailers)
             return _whole(request, response)
         except BaseException as error:
-            try:
+            with _logged(method):
                 await aclose_begun(request.context, error)
-            except Exception as further:
-                _log_further(method, further)
             given_error = _given_error(request, error)
             if given_error is None:
                 raise
@@ -104,9 +101,13 @@ def _intercepted_async(method: Method[Any, Any], handler: Handler, interceptors:
     return call
 
 
-def _log_further(method: Method[Any, Any], error: Exception) -> None:
-    """The failure of a ``finally``, which does not change how its call has ended."""
-    logger.error("%s failed while it was closed", method.path, exc_info=error)
+@contextlib.contextmanager
+def _logged(method: Method[Any, Any]) -> Iterator[None]:
+    """While messages are closed: the failure of a ``finally`` does not change how its call has ended."""
+    try:
+        yield
+    except Exception as error:
+        logger.error("%s failed while it was closed", method.path, exc_info=error)
 
 
 def _request(given: Any) -> Request:

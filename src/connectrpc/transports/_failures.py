@@ -21,6 +21,8 @@ __all__ = [
     "connected_too_late",
     "connection_failed",
     "no_connection",
+    "not_proxied",
+    "other_fingerprint",
     "package_of",
     "reraise",
     "stream_reset",
@@ -74,6 +76,16 @@ def unresolved() -> ConnectError:
 
 def untrusted(reason: str) -> ConnectError:
     return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the server's certificate is not trusted: {reason}")
+
+
+def other_fingerprint() -> ConnectError:
+    """What it is to the caller that the server's certificate is not the one that the user has named."""
+    return untrusted("it has another fingerprint")
+
+
+def not_proxied(status: object) -> ConnectError:
+    """What it is to the caller that a proxy has refused to connect with this HTTP status."""
+    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the proxy makes no connection: HTTP status {status}")
 
 
 def tls_failed(reason: str) -> ConnectError:

@@ -13,22 +13,25 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from connectrpc._core.chain import aclose_messages
 from connectrpc._core.pieces import keep
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.transports._background import in_background
 from connectrpc.transports._failures import (
     closed_unanswered,
     connected_too_late,
     connection_failed,
     no_connection,
+    not_proxied,
+    other_fingerprint,
     package_of,
     reraise,
     tls_failure,
     unresolved,
-    untrusted,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 
     from connectrpc._core.http import HTTPRequest
     from connectrpc._core.pieces import Pieces
@@ -202,35 +205,26 @@ class _StreamBody(_Body, aiohttp.payload.AsyncIterablePayload):
         super().__init__(self._parts)
 
     async def write(self, writer: Any) -> None:
-        try:
-            await super().write(writer)
-        except (Exception, asyncio.CancelledError):
-            await _leave(self._parts)
-            raise
+        await self._closing_parts(super().write(writer))
 
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:
+        await self._closing_parts(super().write_with_length(writer, content_length))
+
+    async def _closing_parts(self, writing: Coroutine[Any, Any, None]) -> None:
+        """Close the parts where aiohttp leaves off in the midst of them: the caller may hold what they were made from,
+        or the call's outcome.
+
+        In a task of its own, as aiohttp may cancel this one more than once. This one waits for it, so that an event
+        loop which ends waits as well.
+        """
         try:
-            await super().write_with_length(writer, content_length)
+            await writing
         except (Exception, asyncio.CancelledError):
-            await _leave(self._parts)
+            closing = in_background(self._parts.aclose())
+            while not closing.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([closing])
             raise
-
-
-async def _leave(parts: AsyncGenerator[bytes, None]) -> None:
-    """Close what aiohttp leaves off in the midst of: the caller may hold what it was made from, or the call's outcome.
-
-    In a task of its own, as aiohttp may cancel this one more than once. This one waits for it, so that an event loop
-    which ends waits as well.
-    """
-    closing = asyncio.ensure_future(_close_quietly(parts))
-    while not closing.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([closing])
-
-
-async def _close_quietly(parts: AsyncGenerator[bytes, None]) -> None:
-    with contextlib.suppress(Exception):  # the call is over: there is nobody to tell
-        await parts.aclose()
 
 
 class _BytesBody(_Body, aiohttp.payload.BytesIOPayload):
@@ -267,9 +261,9 @@ def _coded(error: Exception, *, answered: bool) -> ConnectError:
     if isinstance(error, aiohttp.ClientConnectorError):
         return no_connection(error)
     if isinstance(error, aiohttp.ServerFingerprintMismatch):
-        return untrusted("it has another fingerprint")
+        return other_fingerprint()
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the proxy makes no connection: HTTP status {error.status}")
+        return not_proxied(error.status)
     failure = tls_failure(error)
     if failure is not None:
         return failure
@@ -320,8 +314,7 @@ class _Upload:
                 yield part
             self.finished = True
         finally:
-            if hasattr(self._parts, "aclose"):
-                await self._parts.aclose()
+            await aclose_messages(self._parts)
 
 
 def _is_given_up(error: BaseException) -> bool:

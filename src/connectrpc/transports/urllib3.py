@@ -50,6 +50,8 @@ from connectrpc.transports._failures import (
     connected_too_late,
     connection_failed,
     no_connection,
+    not_proxied,
+    other_fingerprint,
     reraise,
     tls_failure,
     unresolved,
@@ -325,7 +327,7 @@ def _coded(error: Exception, guard: _Guard | None, *, answered: bool) -> Connect
         if any(isinstance(arg, CertificateError) for arg in error.args):
             return untrusted("it is for another host")
         if any(isinstance(arg, str) for arg in error.args):  # urllib3 has compared it itself
-            return untrusted("it has another fingerprint")
+            return other_fingerprint()
     return connection_failed(_reason(error))
 
 
@@ -334,7 +336,7 @@ def _not_proxied(error: Exception) -> ConnectError:
     refused = re.match(r"Tunnel connection failed: (\d+)", str(error))
     if refused is None:
         return no_connection(error)
-    return ConnectError(ConnectErrorCode.UNAVAILABLE, f"the proxy makes no connection: HTTP status {refused[1]}")
+    return not_proxied(refused[1])
 
 
 def _reason(error: Exception) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 
+from connectrpc._core.chain import aclose_messages
 from connectrpc.transports._background import in_background
 from connectrpc.transports._failures import reraise
 from connectrpc.transports._reading import AsyncChunkedResponse
@@ -162,8 +163,7 @@ class _AsyncUpload:
         except Exception as error:
             raise UploadFailedError(error) from error
         finally:
-            if hasattr(self._parts, "aclose"):
-                await self._parts.aclose()
+            await aclose_messages(self._parts)
 
 
 def _finish(work: Coroutine[Any, Any, Any]) -> None:

@@ -7,8 +7,10 @@ import contextlib
 import functools
 import threading
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from connectrpc._core.chain import aclose_messages
+from connectrpc.transports._background import kept
 from connectrpc.transports._reading import AsyncChunkedResponse
 from connectrpc.transports.memory.exchange import GRACE_SECONDS, Exchange, Wait
 
@@ -75,18 +77,12 @@ async def send(
     try:
         serve(exchange)
         if body is not None and not isinstance(body, bytes):
-            upload = asyncio.ensure_future(_upload(body, exchange))
-            _uploads.add(upload)
-            upload.add_done_callback(_uploads.discard)
+            upload = kept(asyncio.ensure_future(_upload(body, exchange)))
         status, headers = await wait(exchange, exchange.take_head)
     except BaseException:
         _finish(exchange, upload)
         raise
     return Response(exchange, upload, status, headers)
-
-
-_uploads: set[asyncio.Task[None]] = set()
-"""Kept until they are done, as the event loop does not."""
 
 
 async def _upload(parts: AsyncIterator[bytes], exchange: Exchange) -> None:
@@ -100,9 +96,7 @@ async def _upload(parts: AsyncIterator[bytes], exchange: Exchange) -> None:
         # exchange was left, which changes nothing any more.
         exchange.fail_request(error)
     finally:
-        close: Any = getattr(parts, "aclose", None)
-        if close is not None:
-            await close()
+        await aclose_messages(parts)
 
 
 def _finish(exchange: Exchange, upload: asyncio.Task[None] | None) -> None:
