@@ -214,7 +214,7 @@ class Network:
         begun: where requests were begun, each time.
         wrong: what must never be done, and was.
         on_remove: what takes its time where a handle is removed.
-    on_close: what takes its time where a connection is closed.
+        on_close: what takes its time where a connection is closed.
     """
 
     def __init__(self) -> None:
@@ -228,18 +228,21 @@ class Network:
         self.transports: list[PycurlTransport] = []
 
     def make_curl(self) -> Handle:
-        self.curls.append(Handle(self))
-        return self.curls[-1]
+        curl = Handle(self)
+        self.curls.append(curl)
+        return curl
 
     def make_multi(self) -> Multi:
-        self.multis.append(Multi(self))
-        return self.multis[-1]
+        multi = Multi(self)
+        self.multis.append(multi)
+        return multi
 
     def connect(self, *scripts: Callable[[Handle], Script[None]], **options: Any) -> PycurlTransport:
         if scripts:
             self.scripts = list(scripts)
-        self.transports.append(PycurlTransport(**options))
-        return self.transports[-1]
+        transport = PycurlTransport(**options)
+        self.transports.append(transport)
+        return transport
 
 
 @pytest.fixture(autouse=True)
