@@ -41,7 +41,12 @@ class ConnectErrorDetail:
         Args:
             message: any message.
             include_debug: also send it as readable JSON. It is for people with ``curl`` in their hands.
+
+        Raises:
+            TypeError: it is no message.
         """
+        if not hasattr(message, "DESCRIPTOR") or isinstance(message, type):
+            raise TypeError(f"a detail is a message, not {message!r}")
         debug: object = None
         if include_debug:
             from google.protobuf import json_format
@@ -122,6 +127,9 @@ class ConnectError(Exception):
         Args:
             message: the detail, or the message that it shall carry.
             include_debug: also send the message as readable JSON.
+
+        Raises:
+            TypeError: it is neither.
         """
         if not isinstance(message, ConnectErrorDetail):
             message = ConnectErrorDetail.from_message(message, include_debug=include_debug)

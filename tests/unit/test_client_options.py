@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -131,6 +132,14 @@ def test_options_that_make_no_sense(make: Callable[..., Any], options: dict[str,
 def test_options_of_the_wrong_type(make: Callable[..., Any], options: dict[str, Any]) -> None:
     with pytest.raises(TypeError):
         make(**options)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["timeout_seconds", "connect_timeout_seconds", "open_timeout_seconds"])
+@pytest.mark.parametrize("value", ["3", timedelta(seconds=3)])
+def test_timeouts_that_are_no_numbers(make: Callable[..., Any], name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must be a number of seconds"):
+        make(**{name: value})
 
 
 def test_unknown_options_are_named() -> None:

@@ -54,6 +54,12 @@ def test_an_any_is_what_it_holds() -> None:
     assert error.details[0].message() == Duration(seconds=5)
 
 
+@pytest.mark.parametrize("detail", ["a", b"a", None, 5, Duration])
+def test_what_is_no_detail(detail: object) -> None:
+    with pytest.raises(TypeError, match="a detail is a message, not"):
+        ConnectError(ConnectErrorCode.INTERNAL, "", [detail])  # type: ignore[list-item]
+
+
 def test_ready_made_details_are_taken_as_they_are() -> None:
     detail = ConnectErrorDetail("a.B", b"\1", {"x": 1})
     error = ConnectError(ConnectErrorCode.ABORTED, "m", (detail,))

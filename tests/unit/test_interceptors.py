@@ -1550,14 +1550,14 @@ def test_what_is_none(place: Place, interceptor: Any) -> None:
 
 def test_what_is_none_is_refused_when_a_client_or_app_is_made() -> None:
     transport, other = MemoryTransport(canned(200, None, b"")), AsyncMemoryTransport(canned(200, None, b""))
-    for wrong in (5, Hooks):
+    for wrong in ([5], [Hooks], a_sync_interceptor, Hooks()):
         for make in (
-            lambda wrong=wrong: SyncClient("http://h", transport, interceptors=[wrong]),
-            lambda wrong=wrong: AsyncClient("http://h", other, interceptors=[wrong]),
-            lambda wrong=wrong: wsgi_service(SERVICE, Service(), interceptors=[wrong]),
-            lambda wrong=wrong: asgi_service(SERVICE, AsyncService(), interceptors=[wrong]),
+            lambda wrong=wrong: SyncClient("http://h", transport, interceptors=wrong),
+            lambda wrong=wrong: AsyncClient("http://h", other, interceptors=wrong),
+            lambda wrong=wrong: wsgi_service(SERVICE, Service(), interceptors=wrong),
+            lambda wrong=wrong: asgi_service(SERVICE, AsyncService(), interceptors=wrong),
         ):
-            with pytest.raises(TypeError):
+            with pytest.raises(TypeError, match="interceptor"):
                 make()
 
 

@@ -1100,6 +1100,8 @@ def test_unknown_options() -> None:
         wsgi_service(SERVICE, types.SimpleNamespace(), prefixx="/x")  # type: ignore[call-arg]
     with pytest.raises(TypeError):
         wsgi_service(SERVICE, types.SimpleNamespace(), compressions="gzip")
+    with pytest.raises(TypeError, match="max_timeout_seconds"):
+        wsgi_service(SERVICE, types.SimpleNamespace(), max_timeout_seconds="3")  # type: ignore[arg-type]
 
 
 def test_options() -> None:

@@ -55,9 +55,12 @@ def checked_interceptors(interceptors: Iterable[Any] | None, *, asynchronous: bo
     """The interceptors that somebody configured.
 
     Raises:
-        TypeError: something of the list is none, or of the other colour.
+        TypeError: it is no list of them, or something of it is none, or of the other colour.
     """
-    checked = tuple(interceptors or ())
+    try:
+        checked = tuple(interceptors or ())
+    except TypeError:
+        raise TypeError(f"interceptors must be a sequence of them, not {interceptors!r}") from None
     for interceptor in checked:
         if isinstance(interceptor, Hooks):
             continue

@@ -8,6 +8,7 @@ import re
 from connectrpc.errors import ConnectError, ConnectErrorCode
 
 __all__ = [
+    "check_seconds",
     "format_connect_timeout",
     "format_grpc_timeout",
     "parse_connect_timeout",
@@ -23,6 +24,25 @@ _CONNECT_MAX = 10**10 - 1
 _GRPC_TIMEOUT = re.compile("([0-9]{1,8})([HMSmun])", re.ASCII)
 _GRPC_MAX = 10**8 - 1
 _NANOSECONDS = {"H": 3600 * 10**9, "M": 60 * 10**9, "S": 10**9, "m": 10**6, "u": 10**3, "n": 1}
+
+
+def check_seconds(name: str, seconds: float) -> None:
+    """Refuse what no option that is a number of seconds can be.
+
+    Args:
+        name: the option's.
+        seconds: its value.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not positive, or NaN.
+    """
+    try:
+        positive = seconds > 0
+    except TypeError:
+        raise TypeError(f"{name} must be a number of seconds, not {seconds!r}") from None
+    if not positive:
+        raise ValueError(f"{name} must be positive, not {seconds}")
 
 
 def timeout_ms(seconds: float) -> int:

@@ -125,7 +125,7 @@ class SyncClient:
         return self._caller.base_url
 
     def close(self) -> None:
-        """Close the connections, if they are the client's own. Safe to call again."""
+        """Close the connections, if they are the client's own. Safe to call again; a later call makes new ones."""
         self._caller.close()
 
     def __enter__(self) -> Self:
@@ -178,7 +178,7 @@ class AsyncClient:
         return self._caller.base_url
 
     async def aclose(self) -> None:
-        """Close the connections, if they are the client's own. Safe to call again."""
+        """Close the connections, if they are the client's own. Safe to call again; a later call makes new ones."""
         await self._caller.aclose()
 
     async def __aenter__(self) -> Self:

@@ -15,7 +15,7 @@ from connectrpc._core.connect_unary import ConnectUnaryClient
 from connectrpc._core.grpc import GrpcStreamClient, GrpcUnaryClient
 from connectrpc._core.grpc_web import GrpcWebStreamClient, GrpcWebUnaryClient
 from connectrpc._core.metadata import checked
-from connectrpc._core.timeout import timeout_ms
+from connectrpc._core.timeout import check_seconds, timeout_ms
 from connectrpc.client import ClientOptions
 from connectrpc.codec import JsonCodec, ProtoCodec
 from connectrpc.deadline import NO_DEADLINE, Deadline
@@ -68,15 +68,15 @@ class Procedures:
             raise ValueError(f"use_get is for the Connect protocol: {self.protocol} always calls by POST")
         self._default_timeout = options.get("timeout_seconds")
         if self._default_timeout is not None:
-            _check_seconds("timeout_seconds", self._default_timeout)
+            check_seconds("timeout_seconds", self._default_timeout)
         connect_timeout = options.get("connect_timeout_seconds")
         if connect_timeout is not None:
-            _check_seconds("connect_timeout_seconds", connect_timeout)
+            check_seconds("connect_timeout_seconds", connect_timeout)
             connect_timeout = timeout_ms(connect_timeout) / 1000  # as with deadlines, infinity is months
         self.connect_timeout = connect_timeout
         self._open_timeout = options.get("open_timeout_seconds")
         if self._open_timeout is not None:
-            _check_seconds("open_timeout_seconds", self._open_timeout)
+            check_seconds("open_timeout_seconds", self._open_timeout)
         self.interceptors = checked_interceptors(options.get("interceptors"), asynchronous=asynchronous)
         send = options.get("send_compression")
         extra_headers = options.get("extra_headers")
@@ -156,11 +156,6 @@ class Procedures:
         if left is not None and left <= self._open_timeout:
             return deadline
         return Deadline(timeout_ms(self._open_timeout))
-
-
-def _check_seconds(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, not {value}")
 
 
 def _codec(given: str | Codec) -> Codec:

@@ -10,7 +10,7 @@ from connectrpc import compression
 from connectrpc._core.call import DEFAULT_COMPRESS_MIN_BYTES, DEFAULT_READ_MAX_BYTES, ServerSettings, check_option_names
 from connectrpc._core.chain import checked_interceptors
 from connectrpc._core.negotiate import Endpoint
-from connectrpc._core.timeout import timeout_ms
+from connectrpc._core.timeout import check_seconds, timeout_ms
 from connectrpc.codec import JsonCodec, ProtoCodec
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.server.handlers import logger
@@ -119,8 +119,9 @@ def build_endpoints(handlers: Handlers, options: ServiceOptions, *, asynchronous
 
 
 def _max_timeout_ms(seconds: float) -> int:
-    if not seconds > 0 or math.isinf(seconds):
-        raise ValueError("max_timeout_seconds must be a positive number of seconds")
+    check_seconds("max_timeout_seconds", seconds)
+    if math.isinf(seconds):
+        raise ValueError("max_timeout_seconds must be finite, or None for no limit")
     return timeout_ms(seconds)
 
 
