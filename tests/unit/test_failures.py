@@ -66,6 +66,10 @@ REFUSED = os.strerror(errno.ECONNREFUSED)
             "the server's certificate is not trusted: self-signed",
         ),
         (OfAnotherLibrary("host-a", ssl.SSLError(1, "alert")), "TLS with the server failed: alert"),
+        (
+            chained(OSError("x"), ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF at host-a")),
+            "TLS with the server failed: the connection was closed",
+        ),
     ],
     ids=str,
 )

@@ -120,6 +120,8 @@ def no_connection(error: BaseException) -> ConnectError:
     for cause in causes(error):
         if isinstance(cause, socket.gaierror):
             return unresolved()
+        if isinstance(cause, ssl.SSLError):  # whose number is OpenSSL's
+            return tls_failed("the connection was closed")
         if isinstance(cause, OSError) and cause.errno in errno.errorcode:
             number = cause.errno
     # Not the library's own text: it may name hosts, and a service that called another may pass the error on.
