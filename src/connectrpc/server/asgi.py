@@ -76,11 +76,13 @@ class ASGIApplication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             short_way = self._find_short_way(scope)
-            with contextlib.suppress(ClientGoneError):  # there is nobody to answer
+            try:  # contextlib.suppress would be a sixth of what a plain call costs
                 if short_way is None:
                     await self._serve(scope, body_of(scope, receive), send)
                 else:
                     await self._serve_plain(short_way, scope, receive, send)
+            except ClientGoneError:
+                pass  # there is nobody to answer
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "websocket":
