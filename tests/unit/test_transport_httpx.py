@@ -567,9 +567,9 @@ def test_the_wait_for_the_head_can_be_left(how: str) -> None:
     entered = threading.Event()
     options: dict[str, Any] = {"cancel": token}
     if how == "deadline":
-        options["deadline"] = Deadline(100)
+        options["deadline"] = Deadline(300)
     elif how == "opening":
-        options["opening"] = Deadline(100)
+        options["opening"] = Deadline(300)
     else:
         after(entered, token.cancel)
     began = time.monotonic()

@@ -1209,7 +1209,7 @@ def test_a_call_ends_while_it_waits_for_the_head(network: Network, how: str, in_
     transport = network.connect(script, answer())
     options: dict[str, Any] = {"deadline": NO_DEADLINE, "cancel": token}
     if how in ("deadline", "opening"):
-        options[how] = Deadline(20)
+        options[how] = Deadline(300)
     begun = time.monotonic()
     waiting = beside(send, transport, parts(b"one") if in_parts else b"request", **options)
     wait_for(lambda: network.begun and network.multis[0].waits.is_set())
@@ -1236,7 +1236,7 @@ def test_a_call_ends_in_the_answer(network: Network, how: str, reading: bool, up
     if upload == "full":
         for _ in range(3):
             more.put(bytes(64 * KIB))
-    deadline = Deadline(50) if how == "deadline" else NO_DEADLINE
+    deadline = Deadline(300) if how == "deadline" else NO_DEADLINE
     response = send(
         network.connect(endless), b"" if upload == "whole" else queued(more), deadline=deadline, cancel=token
     )
@@ -1322,7 +1322,7 @@ def test_the_limit_for_the_head_ends_with_it(network: Network) -> None:
         yield 0.05
         curl.write(b"one")
 
-    opening = Deadline(30)
+    opening = Deadline(300)
     response = send(network.connect(script), deadline=NO_DEADLINE, opening=opening)
     wait_for(opening.expired)
     assert response.read(None) == b"one"
@@ -1710,7 +1710,7 @@ def test_a_call_is_given_up_before_there_is_a_connection(network: Network, how: 
         send,
         transport,
         request() if in_parts else b"request",
-        deadline=Deadline(100) if how == "deadline" else NO_DEADLINE,
+        deadline=Deadline(300) if how == "deadline" else NO_DEADLINE,
         cancel=token,
     )
     wait_for(lambda: network.begun and network.multis[0].waits.is_set())
@@ -1895,7 +1895,7 @@ def test_calls_without_poll(network: Network, monkeypatch: pytest.MonkeyPatch, p
         assert response.read_chunk() == b"one"
     more.put(None)
     assert response.read(None) == b""
-    response = send(transport, queued(more), deadline=Deadline(20))
+    response = send(transport, queued(more), deadline=Deadline(300))
     with pytest.raises(ConnectError, match="deadline has passed"):
         response.read(None)
     more.put(None)

@@ -841,7 +841,7 @@ def test_a_deadline_ends_a_stream() -> None:
 def test_a_deadline_ends_a_request_that_drips() -> None:
     class Slow(Input):
         def read(self, size: int = -1) -> bytes:
-            time.sleep(0.002)
+            time.sleep(0.02)
             return super().read(size)
 
     seen = []
@@ -853,7 +853,7 @@ def test_a_deadline_ends_a_request_that_drips() -> None:
 
     body = BODY * 100
     answer = respond(
-        every(handler), body, CLIENT, wsgi_input=Slow(body, len(BODY)), headers={"Connect-Timeout-Ms": "20"}
+        every(handler), body, CLIENT, wsgi_input=Slow(body, len(BODY)), headers={"Connect-Timeout-Ms": "200"}
     )
     assert answer.failure() == "deadline_exceeded"
     assert 0 < len(seen) < 50
