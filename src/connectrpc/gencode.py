@@ -46,7 +46,7 @@ if sys.version_info >= (3, 13):
 else:
 
     def deprecated(message: str) -> Callable[[T], T]:
-        """Mark a function or a class as deprecated: using it emits a ``DeprecationWarning``.
+        """Mark a function or a class as deprecated: calling it, or deriving from it, emits a ``DeprecationWarning``.
 
         Does at run time what ``warnings.deprecated`` does from Python 3.13 on.
         """
@@ -64,7 +64,13 @@ else:
                         warnings.warn(message, DeprecationWarning, stacklevel=2)
                     original(self, *args, **kwargs)
 
+                @classmethod  # type: ignore[misc]
+                def __init_subclass__(cls: type, **kwargs: object) -> None:  # noqa: N807
+                    warnings.warn(message, DeprecationWarning, stacklevel=2)
+                    super(target, cls).__init_subclass__(**kwargs)  # type: ignore[arg-type]
+
                 target.__init__ = __init__  # type: ignore[misc]
+                target.__init_subclass__ = __init_subclass__  # type: ignore[assignment]
                 target.__deprecated__ = message  # type: ignore[attr-defined]
                 return target
 

@@ -72,15 +72,30 @@ def test_deprecated_class() -> None:
     assert [warning.filename for warning in caught] == [__file__]
     assert vars(Old)["__deprecated__"] == "use Other"
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # from Python 3.13 on, deriving from it warns at once
 
-        class Derived(Old):
+def test_deriving_from_a_deprecated_class() -> None:
+    class Base:
+        def __init_subclass__(cls, tag: str = "none") -> None:
+            cls.tag = tag
+
+        tag: str
+
+    @gencode.deprecated("use Other")
+    class Old(Base):
+        def __init__(self, value: int) -> None:
+            self.value = value
+
+    with pytest.warns(DeprecationWarning, match="^use Other$") as caught:
+
+        class Derived(Old, tag="mine"):
             pass
+
+    assert [warning.filename for warning in caught] == [__file__]
+    assert Derived.tag == "mine"
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert Derived(6).value == 6, "what derives from it has been warned when it was defined, if at all"
+        assert Derived(6).value == 6, "whoever derived from it has been warned then"
 
 
 def test_importing_is_no_use() -> None:
