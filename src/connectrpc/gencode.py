@@ -44,6 +44,7 @@ def require(version: int, source: str) -> None:
 if sys.version_info >= (3, 13):
     from warnings import deprecated
 else:
+    _CO_COROUTINE = 0x80  # of `inspect`, whose import costs more than all the rest
 
     def deprecated(message: str) -> Callable[[T], T]:
         """Mark a function or a class as deprecated: calling it, or deriving from it, emits a ``DeprecationWarning``.
@@ -74,11 +75,20 @@ else:
                 target.__deprecated__ = message  # type: ignore[attr-defined]
                 return target
 
-            @functools.wraps(target)  # type: ignore[arg-type]
-            def call(*args: object, **kwargs: object) -> object:
-                warnings.warn(message, DeprecationWarning, stacklevel=2)
-                return target(*args, **kwargs)  # type: ignore[operator]
+            call: Callable[..., object]
+            if target.__code__.co_flags & _CO_COROUTINE:  # type: ignore[attr-defined]
+                # A plain function would be none to await, to mocks and to whoever else looks at it. This one warns when
+                # it is first waited for, instead of when it is called.
+                async def call(*args: object, **kwargs: object) -> object:
+                    warnings.warn(message, DeprecationWarning, stacklevel=2)
+                    return await target(*args, **kwargs)  # type: ignore[operator]
+            else:
 
+                def call(*args: object, **kwargs: object) -> object:
+                    warnings.warn(message, DeprecationWarning, stacklevel=2)
+                    return target(*args, **kwargs)  # type: ignore[operator]
+
+            functools.update_wrapper(call, target)  # type: ignore[arg-type]
             call.__deprecated__ = message  # type: ignore[attr-defined]
             return call  # type: ignore[return-value]
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import warnings
+from typing import TYPE_CHECKING
+from unittest.mock import create_autospec
 
 import pytest
 
 from connectrpc import gencode
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
 
 
 def test_the_version_of_this_runtime_is_fine() -> None:
@@ -57,6 +63,39 @@ def test_deprecated_method() -> None:
 
     with pytest.warns(DeprecationWarning, match="no more"):
         assert Client().old() == "Client"
+
+
+def test_deprecated_coroutine_function() -> None:
+    class Client:
+        @gencode.deprecated("no more")
+        async def old(self, a: int) -> int:
+            """Its docstring."""
+            return a
+
+        @gencode.deprecated("no more")
+        def old_stream(self) -> AsyncGenerator[int, None]:
+            raise NotImplementedError
+
+    assert inspect.iscoroutinefunction(Client.old)
+    assert not inspect.iscoroutinefunction(Client.old_stream)
+    assert Client.old.__doc__ == "Its docstring."
+    assert list(inspect.signature(Client.old).parameters) == ["self", "a"]
+    assert vars(Client.old)["__deprecated__"] == "no more"
+
+    async def main() -> int:
+        return await Client().old(5)
+
+    with pytest.warns(DeprecationWarning, match="^no more$") as caught:
+        assert asyncio.run(main()) == 5
+    assert [warning.filename for warning in caught] == [__file__], "it points at the caller"
+
+    async def mocked() -> int:
+        client = create_autospec(Client, instance=True)
+        client.old.return_value = 6
+        value: int = await client.old(5)
+        return value
+
+    assert asyncio.run(mocked()) == 6
 
 
 def test_deprecated_class() -> None:
