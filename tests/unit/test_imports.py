@@ -116,6 +116,12 @@ def test_clients_load_their_own_library_only(statement: str, allowed: set[str]) 
     assert set(loaded_by(statement)) & {"urllib3", "aiohttp"} <= allowed
 
 
+def test_what_loads_lazily_is_listed_before() -> None:
+    """Shells complete names by ``dir()``."""
+    script = "import connectrpc.server as server; print(set(server.__all__) <= set(dir(server)))"
+    assert run(script) == "True"
+
+
 def test_a_wsgi_service_needs_no_http_library() -> None:
     statement = "from connectrpc.server import wsgi_service"
     assert not {"urllib3", "aiohttp", "asyncio"} & set(loaded_by(statement))

@@ -90,7 +90,7 @@ def test_all(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["connectrpc.server"])
 def test_lazy_names(name: str) -> None:
-    """They are there for ``dir``-less ``from ... import`` and for typing; others are refused as usual."""
+    """They are there for ``from ... import`` and for typing; others are refused as usual."""
     module = importlib.import_module(name)
     for entry in module.__all__:
         assert getattr(module, entry) is getattr(module, entry)
