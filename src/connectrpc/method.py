@@ -95,7 +95,7 @@ class Method(Generic[ReqT, ResT]):
 
 
 class Service:
-    """A service: its full name, its methods and the protocol class that implementations follow.
+    """A service: its full name and its methods. Immutable; shared by all apps that serve it.
 
     Attributes:
         name: the full name in the ``.proto``.
