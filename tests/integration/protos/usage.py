@@ -102,7 +102,33 @@ class WithMetadata:
 class Derived(ElizaServiceProtocol):
     """Deriving from the protocol is allowed, not needed."""
 
-    def say(self, req: ClientRequest[SayRequest], /) -> ServerResponse[SayResponse] | SayResponse:
+    def say(self, req: ClientRequest[SayRequest]) -> ServerResponse[SayResponse]:
+        return ServerResponse(SayResponse())
+
+    def introduce(self, req: ClientRequest[IntroduceRequest]) -> Iterator[IntroduceResponse]:
+        yield IntroduceResponse()
+
+    def pontificate(self, req: ClientStream[PontificateRequest]) -> PontificateResponse:
+        return PontificateResponse()
+
+    def converse(self, req: ClientStream[ConverseRequest]) -> ServerStream[ConverseResponse]:
+        return ServerStream([])
+
+    def forget(self, req: ClientRequest[Empty]) -> Empty:
+        return Empty()
+
+
+class DerivedWrong(Derived):
+    """Type checkers then point at the method that does not fit."""
+
+    def say(self, req: ClientRequest[SayRequest]) -> Empty:  # type: ignore[override] # pyright: ignore[reportIncompatibleMethodOverride]
+        return Empty()
+
+
+class DerivedIncomplete(ElizaServiceProtocol):
+    """And name those that are missing."""
+
+    def say(self, req: ClientRequest[SayRequest]) -> SayResponse:
         return SayResponse()
 
 
@@ -148,6 +174,25 @@ class AsyncWithMetadata:
         return ServerResponse(Empty())
 
 
+class AsyncDerived(AsyncElizaServiceProtocol):
+    """The same, where generators stand for what the protocol declares without ``async``."""
+
+    async def say(self, req: ClientRequest[SayRequest]) -> ServerResponse[SayResponse]:
+        return ServerResponse(SayResponse())
+
+    async def introduce(self, req: ClientRequest[IntroduceRequest]) -> AsyncIterator[IntroduceResponse]:
+        yield IntroduceResponse()
+
+    async def pontificate(self, req: AsyncClientStream[PontificateRequest]) -> PontificateResponse:
+        return PontificateResponse()
+
+    async def converse(self, req: AsyncClientStream[ConverseRequest]) -> ServerStream[ConverseResponse]:
+        return ServerStream([])
+
+    async def forget(self, req: ClientRequest[Empty]) -> Empty:
+        return Empty()
+
+
 class WrongMessage(Plain):
     def forget(self, _: ClientRequest[Empty]) -> SayResponse:  # type: ignore[override] # pyright: ignore[reportIncompatibleMethodOverride]
         return SayResponse()
@@ -161,6 +206,8 @@ class Incomplete:
 def serve() -> None:
     assert_type(wsgi_eliza_service(Plain()), WSGIApplication)
     assert_type(asgi_eliza_service(AsyncPlain()), ASGIApplication)
+    wsgi_eliza_service(Derived())
+    asgi_eliza_service(AsyncDerived())
     wsgi_eliza_service(WithMetadata(), read_max_bytes=1000, prefix="/api")
     asgi_eliza_service(AsyncWithMetadata(), max_timeout_seconds=1.5)
 
@@ -170,6 +217,7 @@ def serve() -> None:
     asgi_eliza_service(Plain())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     wsgi_eliza_service(WrongMessage())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     wsgi_eliza_service(Incomplete())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    wsgi_eliza_service(DerivedIncomplete())  # type: ignore[abstract] # pyright: ignore[reportAbstractUsage]
 
 
 def mount() -> None:
