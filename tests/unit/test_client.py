@@ -17,6 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from connectrpc.client import AsyncClient, SyncClient
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.interceptors import Hooks
 from connectrpc.server import ClientRequest, ClientStream, ServerResponse, ServerStream, wsgi_service
 from connectrpc.streams import AsyncStreamOutput, StreamOutput
 from connectrpc.unary import UnaryOutput
@@ -882,46 +883,61 @@ class Requests(list[Any]):
     """A request, of which one can tell when it is gone."""
 
 
-@pytest.mark.parametrize("protocol", ["connect", "grpc-web"])
-@pytest.mark.parametrize("method", [SERVER, CLIENT, BIDI], ids=lambda method: method.name)
+class Headers(dict[str, str]):
+    """The same for its headers."""
+
+
+@pytest.mark.parametrize("hooks", [[], [Hooks()]], ids=len)
+@pytest.mark.parametrize("answered", ["connect", "grpc-web", "refused"])
+@pytest.mark.parametrize("method", [UNARY, SERVER, CLIENT, BIDI], ids=lambda method: method.name)
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_stream_that_has_failed_keeps_nothing_when_its_error_is_gone(
-    method: Any, protocol: Any, asynchronous: bool
+def test_a_call_that_has_failed_keeps_nothing_when_its_error_is_gone(
+    method: Any, answered: str, asynchronous: bool, hooks: list[Any]
 ) -> None:
     """Without the garbage collector: a request's generator may hold a file, or a lock."""
-    if protocol == "connect":
+    protocol: Any = "grpc-web" if answered == "grpc-web" else "connect"
+    if answered == "refused":
+        answer = canned(503, "text/plain", b"")
+    elif answered == "connect":
         answer = canned(200, STREAM_PROTO, frame(b'{"error":{"code":"aborted"}}', 2))
     else:
         answer = canned(200, WEB_PROTO, frame(b"grpc-status: 10\r\n", 128))
     requests: Any = Requests([ask("a")])
-    gone = weakref.ref(requests)
+    headers: Any = Headers({"x-h": "1"})
+    gone = weakref.ref(requests), weakref.ref(headers)
     given = requests if method.kind.client_streams else ask("a")
 
-    def blocking(given: Any) -> None:
-        caller = SyncClient("http://h", MemoryTransport(answer), protocol=protocol)._caller
+    def blocking(given: Any, headers: Any) -> None:
+        transport = MemoryTransport(answer)
+        caller = SyncClient("http://h", transport, protocol=protocol, interceptors=hooks)._caller
         with pytest.raises(ConnectError):
-            if method is CLIENT:
-                caller.client_stream(method, given)
+            if method is UNARY:
+                caller.unary(method, given, headers)
+            elif method is CLIENT:
+                caller.client_stream(method, given, headers)
             else:
-                list((caller.bidi_stream if method is BIDI else caller.server_stream)(method, given))
+                list((caller.bidi_stream if method is BIDI else caller.server_stream)(method, given, headers))
 
-    async def awaited(given: Any) -> None:
-        caller = AsyncClient("http://h", AsyncMemoryTransport(answer), protocol=protocol)._caller
+    async def awaited(given: Any, headers: Any) -> None:
+        transport = AsyncMemoryTransport(answer)
+        caller = AsyncClient("http://h", transport, protocol=protocol, interceptors=hooks)._caller
         with pytest.raises(ConnectError):
-            if method is CLIENT:
-                await caller.client_stream(method, given)
+            if method is UNARY:
+                await caller.unary(method, given, headers)
+            elif method is CLIENT:
+                await caller.client_stream(method, given, headers)
             else:
-                async for _ in (caller.bidi_stream if method is BIDI else caller.server_stream)(method, given):
+                async for _ in (caller.bidi_stream if method is BIDI else caller.server_stream)(method, given, headers):
                     pass
 
     gc.collect()
     gc.disable()
     try:
         if asynchronous:
-            asyncio.run(awaited(given))
+            asyncio.run(awaited(given, headers))
         else:
-            blocking(given)
-        del requests, given
-        assert gone() is None
+            blocking(given, headers)
+        del requests, given, headers
+        assert [reference() for reference in gone] == [None, None]
     finally:
         gc.enable()

@@ -97,7 +97,7 @@ class Stream(StreamOutcome, AsyncStreamOutput[T]):
         self._call = call
         self._response = response
         self._deadline = deadline
-        self._error = error
+        self._error = kept(error)
         self._done = response is None
         self.closed = False  # before its end
         self._messages: Iterator[Any] = iter(())  # of the chunk that was read last
@@ -182,7 +182,7 @@ class InterceptedStream(InterceptedOutcome, AsyncStreamOutput[T]):
         self._context = context
         self._response = response
         self._begun = begun
-        self._error = error
+        self._error = kept(error)
         self._done = response is None
         self._reading = False
         self._messages: AsyncIterator[T] = as_async(messages)
@@ -206,7 +206,7 @@ class InterceptedStream(InterceptedOutcome, AsyncStreamOutput[T]):
             failure = coded(self._context, error)
             if not isinstance(failure, ConnectError):
                 raise
-            self._error = failure
+            self._error = kept(failure)
             raise StopAsyncIteration from None
         except BaseException:
             await self.close()

@@ -57,7 +57,8 @@ def given_to(request: Request) -> Any:
 
 def passing(context: CallContext, error: Exception) -> Exception:
     """Note that ``error`` comes from the call itself: the caller's own iterator, or a wrong argument."""
-    context.values[_OWN] = error
+    if not isinstance(error, ConnectError):  # one of these needs no note, by which it would hold itself and its call
+        context.values[_OWN] = error
     return error
 
 

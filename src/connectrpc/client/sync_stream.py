@@ -56,7 +56,7 @@ class Stream(StreamOutcome, StreamOutput[T]):
     def __init__(self, call: StreamClientCall, response: SyncResponse | None, error: ConnectError | None) -> None:
         self._call = call
         self._response = response
-        self._error = error
+        self._error = kept(error)
         self._lock = threading.RLock()  # a signal handler may close the stream in the midst of this
         self._done = response is None
         self._closed = False
@@ -166,7 +166,7 @@ class InterceptedStream(InterceptedOutcome, StreamOutput[T]):
         self._context = context
         self._response = response
         self._begun = begun
-        self._error = error
+        self._error = kept(error)
         self._done = response is None
         self._messages: Iterator[T] = iter(messages)
 
@@ -186,7 +186,7 @@ class InterceptedStream(InterceptedOutcome, StreamOutput[T]):
             failure = coded(self._context, error)
             if not isinstance(failure, ConnectError):
                 raise
-            self._error = failure
+            self._error = kept(failure)
             raise StopIteration from None
 
     def close(self) -> None:
