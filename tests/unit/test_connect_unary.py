@@ -309,6 +309,8 @@ NOT_THERE = "HTTP status 404: nothing is served at this path (is the base URL ri
         (500, JSON, b'{"code":"not_found"}', "not_found", ""),
         (404, "text/plain", b'{"code":"not_found","message":"m"}', "unimplemented", NOT_THERE),
         (404, None, b"", "unimplemented", NOT_THERE),
+        (404, JSON, b'{"detail":"Not Found"}', "unimplemented", NOT_THERE),  # as FastAPI says it
+        (503, JSON, b"{}", "unavailable", "HTTP status 503"),
         (503, JSON, b"", "unavailable", "HTTP status 503"),
         (503, JSON, b"<html>", "unavailable", "HTTP status 503"),
         (503, JSON, b'{"code":"nonsense","message":"m"}', "unavailable", "m"),

@@ -130,6 +130,8 @@ def test_debug_is_read() -> None:
         b'{"code":' * 50_000,
         b"1" * 10_000,
         b"\xef\xbb\xbf{}",
+        b"{}",
+        b'{"detail":"Not Found"}',
     ],
     ids=lambda body: body[:8],
 )

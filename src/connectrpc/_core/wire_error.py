@@ -83,7 +83,10 @@ def error_from_json(body: bytes, inferred: ConnectErrorCode) -> ConnectError | N
         body: the body.
         inferred: the code that the HTTP status stands for, which is used where the body names none that is known.
     """
-    return _error_from_object(_decode(body), inferred)
+    wire = _decode(body)
+    if isinstance(wire, dict) and wire.keys().isdisjoint(("code", "message")):
+        return None  # somebody else's JSON, such as a web framework's for a path that it does not serve
+    return _error_from_object(wire, inferred)
 
 
 def end_stream_from_json(payload: bytes) -> tuple[ConnectError | None, CIMultiDict[str]]:
