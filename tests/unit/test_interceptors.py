@@ -24,6 +24,7 @@ from connectrpc.codec import ProtoCodec
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.interceptors import Hooks, Request, Response
 from connectrpc.server import InThreads, ServerResponse, ServerStream, asgi_service, wsgi_service
+from connectrpc.testing import ASGITransport, WSGITransport
 from harness import (
     BIDI,
     CLIENT,
@@ -1636,6 +1637,42 @@ def test_a_call_that_never_was_is_not_told() -> None:
 
     with pytest.raises(ZeroDivisionError):
         client._caller.client_stream(CLIENT, broken())
+
+
+@pytest.mark.parametrize("interceptors", [[], [Hooks()]], ids=len)
+def test_what_a_request_iterator_raises_in_the_midst_of_a_stream(interceptors: list[Any]) -> None:
+    """It comes to the caller as it is too."""
+    answered = threading.Event()
+
+    def requests() -> Iterator[Any]:
+        yield ask("a")
+        answered.wait(5)
+        raise ZeroDivisionError
+
+    with WSGITransport(wsgi_service(SERVICE, Service())) as transport:
+        stream = SyncClient("http://h", transport, interceptors=interceptors)._caller.bidi_stream(BIDI, requests())
+        assert next(stream).file_name == "a"
+        answered.set()
+        with pytest.raises(ZeroDivisionError):
+            next(stream)
+
+    async def main() -> None:
+        answered = asyncio.Event()
+
+        async def requests() -> AsyncIterator[Any]:
+            yield ask("a")
+            await answered.wait()
+            raise ZeroDivisionError
+
+        async with ASGITransport(asgi_service(SERVICE, AsyncService())) as transport:
+            client = AsyncClient("http://h", transport, interceptors=interceptors)
+            stream = client._caller.bidi_stream(BIDI, requests())
+            assert (await stream.__anext__()).file_name == "a"
+            answered.set()
+            with pytest.raises(ZeroDivisionError):
+                await stream.__anext__()
+
+    asyncio.run(main())
 
 
 def test_events_of_a_body_in_pieces() -> None:

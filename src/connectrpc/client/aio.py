@@ -225,7 +225,7 @@ class AsyncCaller:
             if failure is not None:
                 raise failure
             response = Response(headers=stream.response_headers())
-            response.messages = messages_of(stream, response)
+            response.messages = messages_of(context, stream, response)
             return response
 
         try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from connectrpc._aio import timeout
 from connectrpc._core.chain import aclose_begun, aclose_messages, as_async
-from connectrpc.client.interception import coded
+from connectrpc.client.interception import coded, passing
 from connectrpc.client.outcome import InterceptedOutcome, StreamOutcome, kept
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.streams import AsyncStreamCall, AsyncStreamOutput
@@ -150,11 +150,14 @@ class Stream(StreamOutcome, AsyncStreamOutput[T]):
             self._end(None)
 
 
-async def messages_of(stream: Stream[T], response: Response) -> AsyncIterator[T]:
+async def messages_of(context: CallContext, stream: Stream[T], response: Response) -> AsyncIterator[T]:
     """A stream as interceptors see it: its error is raised, and the trailers are there when it has ended."""
     async with stream:
-        async for message in stream:
-            yield message
+        try:
+            async for message in stream:
+                yield message
+        except Exception as raised:
+            raise passing(context, raised)  # noqa: B904  it is the same error
         if stream.closed:  # by another task
             raise ConnectError(ConnectErrorCode.CANCELED, "the stream was closed")
         response.trailers.extend(stream.response_trailers())

@@ -238,7 +238,7 @@ class SyncCaller:
             if failure is not None:
                 raise failure
             response = Response(headers=stream.response_headers())
-            response.messages = messages_of(stream, response)
+            response.messages = messages_of(context, stream, response)
             return response
 
         try:

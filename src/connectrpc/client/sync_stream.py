@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from connectrpc._core.chain import close_begun, close_messages
-from connectrpc.client.interception import coded
+from connectrpc.client.interception import coded, passing
 from connectrpc.client.outcome import InterceptedOutcome, StreamOutcome, kept
 from connectrpc.errors import ConnectError
 from connectrpc.streams import StreamOutput
@@ -137,10 +137,13 @@ class Stream(StreamOutcome, StreamOutput[T]):
             self._end(None)
 
 
-def messages_of(stream: StreamOutput[T], response: Response) -> Iterator[T]:
+def messages_of(context: CallContext, stream: StreamOutput[T], response: Response) -> Iterator[T]:
     """A stream as interceptors see it: its error is raised, and the trailers are there when it has ended."""
     with stream:
-        yield from stream
+        try:
+            yield from stream
+        except Exception as raised:
+            raise passing(context, raised)  # noqa: B904  it is the same error
         response.trailers.extend(stream.response_trailers())
     error = stream.error()
     if error is not None:
