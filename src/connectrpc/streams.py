@@ -37,7 +37,10 @@ class _Outcome(abc.ABC):
 
     @abc.abstractmethod
     def error(self) -> ConnectError | None:
-        """Why the stream failed; None while it runs and when it ended well."""
+        """Why the stream failed; None while it runs, when it ended well and when it was closed.
+
+        What breaks off the wait for a message, such as a cancellation, is raised there, and is ``canceled`` here.
+        """
 
     @abc.abstractmethod
     def response_headers(self) -> CIMultiDict[str]:

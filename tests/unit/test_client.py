@@ -596,20 +596,22 @@ def test_two_threads_cannot_read_one_stream() -> None:
     assert "another thread" in seen[0]
 
 
+@pytest.mark.parametrize("hooks", [[], [Hooks()]], ids=len)
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), ZeroDivisionError()])
-def test_what_breaks_a_read_closes_the_stream(failure: BaseException) -> None:
+def test_what_breaks_a_read_closes_the_stream(failure: BaseException, hooks: list[Any]) -> None:
     def on_read() -> None:
         raise failure
 
     transport = MemoryTransport(canned(200, STREAM_PROTO, replies("a") + OK))
     send = transport.send
     transport.send = lambda *args, **kwargs: Rereading(send(*args, **kwargs), on_read)  # type: ignore[method-assign,assignment]
-    stream = SyncClient("http://h", transport)._caller.server_stream_output(SERVER, ask())
+    stream = SyncClient("http://h", transport, interceptors=hooks)._caller.server_stream_output(SERVER, ask())
     with pytest.raises(type(failure)):
         next(stream)
     assert stream.done()
     assert transport.responses[0].closed
     assert list(stream) == []
+    assert code_of(stream.error()) == "canceled", "it has not ended well"
 
 
 @pytest.mark.parametrize("method", [CLIENT, SERVER, BIDI], ids=lambda method: method.name)
@@ -814,6 +816,25 @@ def test_cancellation_passes_through_untouched(method: Any, head: bool, timeout:
     asyncio.run(main())
     assert transport.cancelled == 1
     assert all(response.closed for response in transport.responses) or method is UNARY
+
+
+@pytest.mark.parametrize("hooks", [[], [Hooks()]], ids=len)
+def test_a_stream_whose_reading_was_cancelled_has_not_ended_well(hooks: list[Any]) -> None:
+    """Whoever waits a while for each message, and goes on, learns that there will be no more."""
+    transport = Stuck(stuck_answer(SERVER, True))
+
+    async def main() -> None:
+        caller = AsyncClient("http://h", transport, interceptors=hooks)._caller
+        stream = await caller.server_stream_output(SERVER, ask())
+        await stream.__anext__()
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(stream.__anext__(), 0.01)
+        assert [message async for message in stream] == []
+        assert stream.done()
+        assert code_of(stream.error()) == "canceled"
+
+    asyncio.run(main())
+    assert all(response.closed for response in transport.responses)
 
 
 @pytest.mark.parametrize("method", [UNARY, CLIENT, SERVER], ids=lambda method: method.name)

@@ -236,7 +236,7 @@ class AsyncCaller:
             for stream in begun:
                 await stream.close()
             await aclose_begun(context)
-            failure = coded(context, error) if isinstance(error, Exception) else error
+            failure = coded(context, error)
             if not isinstance(failure, ConnectError):
                 raise failure  # noqa: B904  it is the same error
             return InterceptedStream(context, None, begun, failure)

@@ -131,14 +131,14 @@ class Stream(StreamOutcome, AsyncStreamOutput[T]):
         except ConnectError as error:
             # A stream that another task has closed has not failed, whatever the library says of its connection.
             self._end(None if self._done else error)
-        except BaseException:
-            self._end(None)
+        except BaseException as error:
+            self._end(None if self._done else error)
             raise
         else:
             self._end(None)
         raise StopAsyncIteration
 
-    def _end(self, error: ConnectError | None) -> None:
+    def _end(self, error: BaseException | None) -> None:
         self._done = True
         self._error = kept(error)
         if self._response is not None:
@@ -201,19 +201,15 @@ class InterceptedStream(InterceptedOutcome, AsyncStreamOutput[T]):
         except StopAsyncIteration:
             await self.close()
             raise
-        except Exception as error:
+        except BaseException as error:
             closed = self._done
             await self.close()
-            if closed:  # by another task: it has not failed
-                raise StopAsyncIteration from None
             failure = coded(self._context, error)
+            if not closed:  # by another task: it has not failed
+                self._error = kept(failure)
             if not isinstance(failure, ConnectError):
                 raise
-            self._error = kept(failure)
             raise StopAsyncIteration from None
-        except BaseException:
-            await self.close()
-            raise
         if self._done:  # it was closed meanwhile
             await self.close()
             raise StopAsyncIteration

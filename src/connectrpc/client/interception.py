@@ -62,8 +62,8 @@ def passing(context: CallContext, error: Exception) -> Exception:
     return error
 
 
-def coded(context: CallContext, error: Exception) -> Exception:
+def coded(context: CallContext, error: BaseException) -> BaseException:
     """What the caller sees of an exception that left the interceptors."""
-    if isinstance(error, ConnectError) or context.values.get(_OWN) is error:
+    if isinstance(error, ConnectError) or not isinstance(error, Exception) or context.values.get(_OWN) is error:
         return error
     return interceptor_failure(error)

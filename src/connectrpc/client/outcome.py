@@ -7,18 +7,27 @@ from typing import TYPE_CHECKING
 
 from multidict import CIMultiDict
 
+from connectrpc.errors import ConnectError, ConnectErrorCode
+
 if TYPE_CHECKING:
     from connectrpc._core.call import StreamClientCall
     from connectrpc._core.metadata import Metadata
-    from connectrpc.errors import ConnectError
     from connectrpc.interceptors import Response
 
 __all__ = ["InterceptedOutcome", "StreamOutcome", "kept"]
 
 
-def kept(error: ConnectError | None) -> ConnectError | None:
-    """An error to be asked for later: without the frames in which it was raised, and all that they hold."""
-    return error if error is None else error.with_traceback(None)
+def kept(error: BaseException | None) -> ConnectError | None:
+    """An error to be asked for later: without the frames in which it was raised, and all that they hold.
+
+    What is no ``ConnectError``, such as a cancellation, has left the stream in the midst of reading. It was raised, but
+    the stream is over: whoever goes on with it must not take that for its end.
+    """
+    if error is None:
+        return None
+    if isinstance(error, ConnectError):
+        return error.with_traceback(None)
+    return ConnectError(ConnectErrorCode.CANCELED, f"reading the stream was broken off by {type(error).__name__}")
 
 
 class _Outcome(abc.ABC):

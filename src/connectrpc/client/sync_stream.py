@@ -87,8 +87,8 @@ class Stream(StreamOutcome, StreamOutput[T]):
             self._end(error)
         except _AlreadyReadingError:
             raise RuntimeError("another thread is reading this stream") from None
-        except BaseException:
-            self._end(None)
+        except BaseException as error:
+            self._end(error)
             raise
         raise StopIteration
 
@@ -115,7 +115,7 @@ class Stream(StreamOutcome, StreamOutput[T]):
         if not getattr(self, "_done", True):
             self.close()
 
-    def _end(self, error: ConnectError | None) -> None:
+    def _end(self, error: BaseException | None) -> None:
         assert self._response is not None
         with self._lock:
             if self._done:
@@ -184,12 +184,12 @@ class InterceptedStream(InterceptedOutcome, StreamOutput[T]):
         except StopIteration:
             self.close()
             raise
-        except Exception as error:
+        except BaseException as error:
             self.close()
             failure = coded(self._context, error)
+            self._error = kept(failure)
             if not isinstance(failure, ConnectError):
                 raise
-            self._error = kept(failure)
             raise StopIteration from None
 
     def close(self) -> None:
