@@ -1022,6 +1022,40 @@ def test_hooks_are_told_when_another_task_closes_a_stream() -> None:
     assert [code_of(error) for error, _ in noting.ends] == ["canceled"]
 
 
+@pytest.mark.parametrize("gives", [True, False])
+def test_interceptors_are_told_when_another_thread_closes_a_stream(gives: bool) -> None:
+    """Whatever they are just doing; and not that it has ended well."""
+    ended: list[str] = []
+
+    def watched(messages: Any) -> Iterator[Any]:
+        try:
+            for message in messages:
+                closing = threading.Thread(target=stream.close)
+                closing.start()
+                closing.join()
+                if gives:
+                    yield message
+            ended.append("well")
+        except BaseException as error:
+            ended.append(type(error).__name__)
+            raise
+
+    def watch(request: Request, proceed: Any) -> Response:
+        response: Response = proceed(request)
+        response.messages = watched(response.messages)
+        return response
+
+    noting = Noting()
+    transport = MemoryTransport(canned(200, STREAM_PROTO, frame(reply("a").SerializeToString()) * 3 + frame(b"{}", 2)))
+    caller = SyncClient("http://h", transport, interceptors=[noting, watch])._caller
+    stream = caller.server_stream_output(SERVER, ask())
+    assert list(stream) == []
+    assert stream.done()
+    assert transport.responses[0].closed
+    assert ended == ["GeneratorExit" if gives else "ConnectError"]
+    assert [code_of(error) for error, _ in noting.ends] == ["canceled"]
+
+
 async def _all(stream: Any) -> list[Any]:
     return [message async for message in stream]
 

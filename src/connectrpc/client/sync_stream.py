@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from connectrpc._core.chain import close_begun, close_messages
 from connectrpc.client.interception import coded, passing
 from connectrpc.client.outcome import InterceptedOutcome, StreamOutcome, kept
-from connectrpc.errors import ConnectError
+from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.streams import StreamOutput
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Stream(StreamOutcome, StreamOutput[T]):
     woken for it.
     """
 
-    __slots__ = ("_call", "_closed", "_done", "_error", "_lock", "_messages", "_reading", "_response")
+    __slots__ = ("_call", "_done", "_error", "_lock", "_messages", "_reading", "_response", "closed")
 
     def __init__(self, call: StreamClientCall, response: SyncResponse | None, error: ConnectError | None) -> None:
         self._call = call
@@ -59,7 +59,7 @@ class Stream(StreamOutcome, StreamOutput[T]):
         self._error = kept(error)
         self._lock = threading.RLock()  # a signal handler may close the stream in the midst of this
         self._done = response is None
-        self._closed = False
+        self.closed = False  # before its end
         self._reading = False
         self._messages: Iterator[Any] = iter(())  # of the chunk that was read last
 
@@ -98,14 +98,14 @@ class Stream(StreamOutcome, StreamOutput[T]):
         with self._lock:
             if self._reading:
                 raise _AlreadyReadingError
-            if self._done or self._closed:
+            if self._done or self.closed:
                 return None
             self._reading = True
         try:
             chunk = b"" if self._call.ends_early(self._response) else self._response.read_chunk()
         finally:
             self._reading = False
-        if self._closed:  # looked at after that was set, as who closes does it the other way round
+        if self.closed:  # looked at after that was set, as who closes does it the other way round
             self._end(None)
             return None
         return chunk
@@ -128,7 +128,7 @@ class Stream(StreamOutcome, StreamOutput[T]):
         with self._lock:
             if self._done:
                 return
-            self._closed = True
+            self.closed = True
             reading = self._reading
         assert self._response is not None
         if reading:
@@ -137,13 +137,15 @@ class Stream(StreamOutcome, StreamOutput[T]):
             self._end(None)
 
 
-def messages_of(context: CallContext, stream: StreamOutput[T], response: Response) -> Iterator[T]:
+def messages_of(context: CallContext, stream: Stream[T], response: Response) -> Iterator[T]:
     """A stream as interceptors see it: its error is raised, and the trailers are there when it has ended."""
     with stream:
         try:
             yield from stream
         except Exception as raised:
             raise passing(context, raised)  # noqa: B904  it is the same error
+        if stream.closed and stream.error() is None:  # by another thread
+            raise ConnectError(ConnectErrorCode.CANCELED, "the stream was closed")
         response.trailers.extend(stream.response_trailers())
     error = stream.error()
     if error is not None:
@@ -180,7 +182,7 @@ class InterceptedStream(InterceptedOutcome, StreamOutput[T]):
         if self._done:
             raise StopIteration
         try:
-            return next(self._messages)
+            message = next(self._messages)
         except StopIteration:
             self.close()
             raise
@@ -191,14 +193,21 @@ class InterceptedStream(InterceptedOutcome, StreamOutput[T]):
             if not isinstance(failure, ConnectError):
                 raise
             raise StopIteration from None
+        if self._done:  # another thread has closed it meanwhile, but could not close the generators that were running
+            self._close_messages()
+            raise StopIteration
+        return message
 
     def close(self) -> None:
         for stream in self._begun:
             stream.close()
         if not self._done:
             self._done = True
-            # Another thread may be in one of their generators: it has just been woken.
-            with contextlib.suppress(ValueError):
-                close_messages(self._messages)
-            with contextlib.suppress(ValueError):
-                close_begun(self._context)
+            self._close_messages()
+
+    def _close_messages(self) -> None:
+        # Another thread may be in one of their generators: it has just been woken, and will do the rest.
+        with contextlib.suppress(ValueError):
+            close_messages(self._messages)
+        with contextlib.suppress(ValueError):
+            close_begun(self._context)
