@@ -930,6 +930,14 @@ def test_hooks_are_told_when_an_interceptor_gives_no_messages(place: Place, wron
     assert isinstance(error, TypeError)
 
 
+@pytest.mark.parametrize("method", [UNARY, CLIENT], ids=lambda method: method.name)
+def test_an_interceptor_that_gives_no_message(place: Place, method: Any) -> None:
+    """It is a failure, and no answer that is None."""
+    outcome = place.call(method, [place.interceptor(after=lambda response: Response(headers=response.headers))])
+    assert outcome.texts == []
+    assert code_of(outcome.error) == ("internal" if place.is_client else "unknown")
+
+
 # Streams that are left
 
 

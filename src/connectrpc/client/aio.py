@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from connectrpc._core.chain import aclose_begun, aclose_generator, build_chain
 from connectrpc.client.aio_stream import InterceptedStream, Stream, StreamCall, Within, messages_of
-from connectrpc.client.interception import coded, given_to, new_request, passing
+from connectrpc.client.interception import coded, given_by, given_to, new_request, passing
 from connectrpc.client.options import Procedures
 from connectrpc.errors import ConnectError
 from connectrpc.interceptors import Request, Response
@@ -121,9 +121,9 @@ class AsyncCaller:
         try:
             async with Within(deadline):
                 response = await build_chain(self._procedures.interceptors, innermost, asynchronous=True)(request)
+            return given_by(response)
         except Exception as error:
             raise coded(context, error)  # noqa: B904  it is the same error, or has it as its cause
-        return response.message, lambda: (response.headers, response.trailers)
 
     async def _send_unary(
         self, method: Method[ReqT, ResT], req: ReqT, extra_headers: HeaderInput | None, deadline: Deadline

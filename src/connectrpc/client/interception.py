@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from connectrpc.client.options import Procedures
     from connectrpc.deadline import Deadline
     from connectrpc.headers import HeaderInput
+    from connectrpc.interceptors import Response
     from connectrpc.method import Method
 
     Received = tuple[T, Callable[[], Metadata]]
     """The message of an answer, and what reads its headers and trailers."""
 
-__all__ = ["coded", "given_to", "new_request", "passing"]
+__all__ = ["coded", "given_by", "given_to", "new_request", "passing"]
 
 _OWN = object()
 """The key under which a context keeps an exception that is none of the interceptors'."""
@@ -53,6 +54,17 @@ def new_request(
 def given_to(request: Request) -> Any:
     """What interceptors have let through: the message, or the iterable."""
     return request.message if request.messages is None else request.messages
+
+
+def given_by(response: Response) -> Received[Any]:
+    """What has come out of the interceptors of a call that is answered by one message.
+
+    Raises:
+        TypeError: it is no message.
+    """
+    if response.message is None:
+        raise TypeError("a Response without a message has come out of the interceptors")
+    return response.message, lambda: (response.headers, response.trailers)
 
 
 def passing(context: CallContext, error: Exception) -> Exception:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from google.protobuf.message import Message
 
 from connectrpc._core.chain import build_chain, close_begun, close_generator
-from connectrpc.client.interception import coded, given_to, new_request, passing
+from connectrpc.client.interception import coded, given_by, given_to, new_request, passing
 from connectrpc.client.options import Procedures
 from connectrpc.client.sync_stream import InterceptedStream, Stream, messages_of, receive
 from connectrpc.errors import ConnectError
@@ -126,10 +126,9 @@ class SyncCaller:
             return Response(message, None, *read_metadata())
 
         try:
-            response = build_chain(self._procedures.interceptors, innermost, asynchronous=False)(request)
+            return given_by(build_chain(self._procedures.interceptors, innermost, asynchronous=False)(request))
         except Exception as error:
             raise coded(context, error)  # noqa: B904  it is the same error, or has it as its cause
-        return response.message, lambda: (response.headers, response.trailers)
 
     def _send_unary(
         self,
