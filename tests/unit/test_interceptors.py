@@ -1030,6 +1030,52 @@ def test_hooks_are_told_when_another_task_closes_a_stream() -> None:
     assert [code_of(error) for error, _ in noting.ends] == ["canceled"]
 
 
+def test_hooks_are_told_when_an_interceptor_fails_as_its_stream_is_left() -> None:
+    answer = canned(200, STREAM_PROTO, frame(reply("a").SerializeToString()) * 3 + frame(b"{}", 2))
+    noting = Noting()
+
+    def untidy(request: Request, proceed: Any) -> Response:
+        response: Response = proceed(request)
+        response.messages = failing(response.messages)
+        return response
+
+    def failing(messages: Any) -> Iterator[Any]:
+        try:
+            yield from (message for message in messages)  # as loops do, it leaves the messages open
+        finally:
+            raise ZeroDivisionError
+
+    stream = SyncClient(
+        "http://h", MemoryTransport(answer), interceptors=[untidy, noting]
+    )._caller.server_stream_output(SERVER, ask())
+    next(stream)
+    with pytest.raises(ZeroDivisionError):
+        stream.close()
+    assert [code_of(error) for error, _ in noting.ends] == ["canceled"]
+
+    async def untidy_async(request: Request, proceed: Any) -> Response:
+        response: Response = await proceed(request)
+        response.messages = failing_async(response.messages)
+        return response
+
+    async def failing_async(messages: Any) -> AsyncIterator[Any]:
+        try:
+            async for message in messages:
+                yield message
+        finally:
+            raise ZeroDivisionError
+
+    async def main() -> None:
+        client = AsyncClient("http://h", AsyncMemoryTransport(answer), interceptors=[untidy_async, noting])
+        stream = await client._caller.server_stream_output(SERVER, ask())
+        await stream.__anext__()
+        with pytest.raises(ZeroDivisionError):
+            await stream.close()
+
+    asyncio.run(main())
+    assert [code_of(error) for error, _ in noting.ends] == ["canceled"] * 2
+
+
 @pytest.mark.parametrize("gives", [True, False])
 def test_interceptors_are_told_when_another_thread_closes_a_stream(gives: bool) -> None:
     """Whatever they are just doing; and not that it has ended well."""

@@ -229,5 +229,7 @@ class InterceptedStream(InterceptedOutcome, AsyncStreamOutput[T]):
             await stream.close()
         if self._reading:
             return  # the task that reads has just been woken, and will do the rest
-        await aclose_messages(self._messages)
-        await aclose_begun(self._context)
+        try:
+            await aclose_messages(self._messages)
+        finally:
+            await aclose_begun(self._context)

@@ -207,7 +207,9 @@ class InterceptedStream(InterceptedOutcome, StreamOutput[T]):
 
     def _close_messages(self) -> None:
         # Another thread may be in one of their generators: it has just been woken, and will do the rest.
-        with contextlib.suppress(ValueError):
-            close_messages(self._messages)
-        with contextlib.suppress(ValueError):
-            close_begun(self._context)
+        try:
+            with contextlib.suppress(ValueError):
+                close_messages(self._messages)
+        finally:
+            with contextlib.suppress(ValueError):
+                close_begun(self._context)
