@@ -98,6 +98,12 @@ def test_names_of_compressions_have_no_case(name: str) -> None:
     assert open_call({"content-encoding": name}).receive(sent) == ask("a")
 
 
+def test_an_empty_name_is_no_compression() -> None:
+    """Some write an empty header instead of none."""
+    assert open_call({"content-encoding": ""}).receive(ask("a").SerializeToString()) == ask("a")
+    assert read(200, PROTO, reply("a").SerializeToString(), {"content-encoding": ""}) == reply("a")
+
+
 def test_an_empty_body_is_not_decompressed() -> None:
     assert open_call({"content-encoding": "gzip"}).receive(b"") == ask()
 

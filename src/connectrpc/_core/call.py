@@ -6,7 +6,7 @@ import abc
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from connectrpc._core.http import WholeResponse
-from connectrpc._core.message import encoder_of
+from connectrpc._core.message import IDENTITY, encoder_of
 from connectrpc.deadline import NO_DEADLINE, Deadline
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import Peer, ServerResponse, ServerStream
@@ -111,11 +111,11 @@ class ServerSettings:
         Raises:
             ConnectError: ``unimplemented``, with what there is.
         """
-        if name is None or name == "identity":
+        if not name or name == IDENTITY:
             return None
         compression = self.compressions.get(name.lower())
-        if compression is None and name.lower() != "identity":
-            have = ", ".join((*self.compressions, "identity"))
+        if compression is None and name.lower() != IDENTITY:
+            have = ", ".join((*self.compressions, IDENTITY))
             raise ConnectError(
                 ConnectErrorCode.UNIMPLEMENTED, f"unknown compression {name[:40]!r}: supported are {have}"
             )
@@ -393,6 +393,18 @@ class ClientSettings:
         self.get_url_max_bytes = checked_size("get_url_max_bytes", get_url_max_bytes)
         self.extra_headers = extra_headers
         self.user_agent = user_agent
+
+    def find_compression(self, name: str | None) -> Compression | None:
+        """The compression that an answer declares, None for none.
+
+        Raises:
+            ConnectError: ``internal``: it is not one that was asked for.
+        """
+        name = (name or IDENTITY).strip().lower()  # not all HTTP libraries take white space off
+        compression = self.accept_compressions.get(name)
+        if compression is None and name != IDENTITY:
+            raise ConnectError(ConnectErrorCode.INTERNAL, f"the answer's compression {name!r} is not one we accept")
+        return compression
 
 
 class UnaryClient(abc.ABC):

@@ -57,7 +57,7 @@ class ConnectGetServerCall(ConnectUnaryServerCall):
             if name not in query:
                 raise ConnectError(ConnectErrorCode.INVALID_ARGUMENT, f"the parameter {name} is missing")
         self.deadline = open_deadline(self.head, settings)
-        self._request_compression = settings.find_compression(query.get("compression") or None)
+        self._request_compression = settings.find_compression(query.get("compression"))
 
     def receive(self, body: bytes) -> Any:  # noqa: ARG002
         message = self._query["message"].encode("latin-1")

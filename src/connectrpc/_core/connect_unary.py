@@ -245,15 +245,11 @@ class ConnectUnaryClient(UnaryClient):
         if limit is not None and len(body) > limit:
             raise too_large(limit)
         encoding = headers.get("content-encoding")
-        if encoding is None:
-            return body
-        encoding = encoding.strip().lower()  # not all HTTP libraries take white space off
-        if encoding == "identity":
-            return body
-        compression = self._settings.accept_compressions.get(encoding)
-        if compression is None:
-            raise ConnectError(ConnectErrorCode.INTERNAL, f"the answer's compression {encoding!r} is not one we accept")
-        return decompress(compression, body, limit, ConnectErrorCode.INTERNAL)
+        if encoding is not None:
+            compression = self._settings.find_compression(encoding)
+            if compression is not None:
+                return decompress(compression, body, limit, ConnectErrorCode.INTERNAL)
+        return body
 
     def _error(self, status: int, received: str, headers: HeaderView, body: bytes) -> ConnectError:
         inferred = error_from_http(status)

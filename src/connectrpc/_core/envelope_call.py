@@ -229,11 +229,7 @@ class EnvelopeStreamClient(StreamClient):
         if received not in self.media_types:
             code = ConnectErrorCode.INTERNAL if received.startswith(self.family) else ConnectErrorCode.UNKNOWN
             raise ConnectError(code, f"the answer's content-type is {received!r}, not {self.content_type!r}")
-        encoding = (headers.get(self.encoding_header) or "identity").strip().lower()
-        compression = self.settings.accept_compressions.get(encoding)
-        if compression is None and encoding != "identity":
-            raise ConnectError(ConnectErrorCode.INTERNAL, f"the answer's compression {encoding!r} is not one we accept")
-        return self.reader(compression)
+        return self.reader(self.settings.find_compression(headers.get(self.encoding_header)))
 
     def _refusal(self, status: int, received: str, headers: HeaderView) -> ConnectError:  # noqa: ARG002
         """What another HTTP status than 200 means."""
