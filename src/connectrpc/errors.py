@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from multidict import CIMultiDict
@@ -40,7 +41,7 @@ class ConnectErrorDetail:
 
         Args:
             message: any message.
-            include_debug: also send it as readable JSON. It is for people with ``curl`` in their hands.
+            include_debug: also send it as readable JSON, if it has any. It is for people with ``curl`` in their hands.
 
         Raises:
             TypeError: it is no message.
@@ -51,7 +52,9 @@ class ConnectErrorDetail:
         if include_debug:
             from google.protobuf import json_format
 
-            debug = json_format.MessageToDict(message)
+            # It may hold a type that this process does not know. The error is worth more than what adorns it.
+            with contextlib.suppress(Exception):
+                debug = json_format.MessageToDict(message)
         if message.DESCRIPTOR.full_name == "google.protobuf.Any":
             type_url: str = message.type_url  # type: ignore[attr-defined]
             value: bytes = message.value  # type: ignore[attr-defined]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
+from google.protobuf.struct_pb2 import Value
 
 from connectrpc.errors import ConnectError, ConnectErrorCode, ConnectErrorDetail
 from harness import ask
@@ -44,6 +46,16 @@ def test_debug_is_only_there_when_asked_for() -> None:
     error = ConnectError(ConnectErrorCode.ABORTED, "m")
     error.add_detail(ask("a", 1), include_debug=True)
     assert error.details[0].debug == {"name": "a", "number": 1}
+
+
+def test_a_message_that_cannot_be_read_by_people_is_sent_without_debug() -> None:
+    unknown = Any(type_url="type.googleapis.com/no.Such", value=b"x")
+    error = ConnectError(ConnectErrorCode.ABORTED, "m")
+    error.add_detail(unknown, include_debug=True)
+    error.add_detail(Value(number_value=math.nan), include_debug=True)
+    assert error.details[0] == ConnectErrorDetail("no.Such", b"x")
+    assert error.details[1].message() is not None
+    assert [detail.debug for detail in error.details] == [None, None]
 
 
 def test_an_any_is_what_it_holds() -> None:
