@@ -161,9 +161,10 @@ class EnvelopeStreamClient(StreamClient):
     Attributes:
         content_type: the media type of requests.
         media_types: those that an answer may have.
+        plain_reader: makes messages of an answer that is not compressed.
     """
 
-    __slots__ = ("_headers", "_url", "_writer", "content_type", "media_types", "method", "settings")
+    __slots__ = ("_headers", "_url", "_writer", "content_type", "media_types", "method", "plain_reader", "settings")
 
     media_type: str
     """The media type without the name of a codec."""
@@ -202,6 +203,7 @@ class EnvelopeStreamClient(StreamClient):
         # Without it the client is taken to accept what it sends.
         headers.append((name, separator.join(settings.accept_compressions) or IDENTITY))
         self._headers = RequestHeaders(settings, headers, self.timeout_header)
+        self.plain_reader = self._reader(None)
 
     @staticmethod
     @abc.abstractmethod
@@ -223,20 +225,23 @@ class EnvelopeStreamClient(StreamClient):
         Raises:
             ConnectError: the answer is none to a call of this method.
         """
-        received = media_type(headers.get("content-type"))
+        content_type = headers.get("content-type")
         if status != 200:
-            raise self._refusal(status, received, headers)
-        if received not in self.media_types:
-            code = ConnectErrorCode.INTERNAL if received.startswith(self.family) else ConnectErrorCode.UNKNOWN
-            raise ConnectError(code, f"the answer's content-type is {received!r}, not {self.content_type!r}")
-        return self.reader(self.settings.find_compression(headers.get(self.encoding_header)))
+            raise self._refusal(status, media_type(content_type), headers)
+        if content_type not in self.media_types:  # most servers spell it just as we do, and it needs no parsing
+            received = media_type(content_type)
+            if received not in self.media_types:
+                code = ConnectErrorCode.INTERNAL if received.startswith(self.family) else ConnectErrorCode.UNKNOWN
+                raise ConnectError(code, f"the answer's content-type is {received!r}, not {self.content_type!r}")
+        encoding = headers.get(self.encoding_header)
+        compression = None if encoding is None else self.settings.find_compression(encoding)
+        return self.plain_reader if compression is None else self._reader(compression)
 
     def _refusal(self, status: int, received: str, headers: HeaderView) -> ConnectError:  # noqa: ARG002
         """What another HTTP status than 200 means."""
         return error_from_http(status)
 
-    def reader(self, compression: Compression | None) -> MessageReader[Any]:
-        """What makes messages of an answer that is compressed like this."""
+    def _reader(self, compression: Compression | None) -> MessageReader[Any]:
         settings = self.settings
         return MessageReader(
             settings.codec, self.method.output, compression, settings.read_max_bytes, ConnectErrorCode.INTERNAL

@@ -191,7 +191,7 @@ class GrpcUnaryClient(UnaryClient):
         limit = settings.read_max_bytes
         self.body_limit = None if limit is None else limit + max(limit, LAST_MAX_BYTES) + 2 * HEADER_SIZE
         self._media_types = stream.media_types
-        self._plain_reader = stream.reader(None)
+        self._plain_reader = stream.plain_reader
 
     def request(
         self, message: Any, extra_headers: HeaderInput | None, timeout_ms: int | None
