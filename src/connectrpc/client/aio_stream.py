@@ -218,6 +218,8 @@ class InterceptedStream(InterceptedOutcome, AsyncStreamOutput[T]):
     async def _next(self) -> T:
         self._reading = True
         try:
+            if self._context.timeout.expires_at is None:  # as in `Stream`, without two coroutines a message
+                return await self._messages.__anext__()
             async with Within(self._context.timeout):
                 return await self._messages.__anext__()
         finally:
