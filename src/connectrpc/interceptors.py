@@ -156,7 +156,8 @@ AsyncInterceptor = Callable[[Request, Callable[[Request], Awaitable[Response]]],
 
 class Hooks:
     """Is told what happens in calls. Override what you want to know; every method is called in the call's own thread or
-    task, must not block, and belongs to no call: keep what you need in ``context.values``.
+    task (but see ``on_request_message``), must not block, and belongs to no call: keep what you need in
+    ``context.values``.
 
     What a method raises ends the call, as if an interceptor had raised it. Only ``on_end`` comes too late for that.
     """
@@ -165,7 +166,11 @@ class Hooks:
         """A call begins. On a client, the request's headers may still be changed."""
 
     def on_request_message(self, context: CallContext, message: Any) -> None:
-        """A message of the request: sent by a client, received by a service."""
+        """A message of the request: sent by a client, received by a service.
+
+        Those of a client's stream may be told in another thread or task, which sends them while the answer is read. It
+        has the caller's context variables.
+        """
 
     def on_response_headers(self, context: CallContext, headers: CIMultiDict[str]) -> None:
         """The headers of the answer. On a service, they may still be changed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import itertools
 import threading
 import time
@@ -1725,6 +1726,23 @@ def test_a_call_that_never_was_is_not_told() -> None:
 
     with pytest.raises(ZeroDivisionError):
         client._caller.client_stream(CLIENT, broken())
+
+
+def test_messages_that_hooks_are_told_of_while_the_answer_is_read() -> None:
+    """In another thread, as documented, but in the context of the caller."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
+    told: list[tuple[str, bool]] = []
+
+    class Telling(Hooks):
+        def on_request_message(self, context: Any, message: Any) -> None:
+            told.append((variable.get("missing"), threading.current_thread() is caller))
+
+    caller = threading.current_thread()
+    variable.set("set")
+    with WSGITransport(wsgi_service(SERVICE, Service())) as transport:
+        client = SyncClient("http://h", transport, interceptors=[Telling()])
+        assert len(list(client._caller.bidi_stream(BIDI, [ask("a"), ask("b")]))) == 2
+    assert told == [("set", False)] * 2
 
 
 @pytest.mark.parametrize("interceptors", [[], [Hooks()]], ids=len)
