@@ -962,3 +962,15 @@ def test_a_call_that_has_failed_keeps_nothing_when_its_error_is_gone(
         assert [reference() for reference in gone] == [None, None]
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("method", [UNARY, SERVER, CLIENT, BIDI], ids=lambda method: method.name)
+def test_an_outcome_that_is_kept_keeps_nothing_of_its_request(caller: Any, method: Any) -> None:
+    """Whoever collects the outcomes of many calls has the errors, and not what all of them were about."""
+    headers = Headers({"x-h": "1"})
+    gone = weakref.ref(headers)
+    made = caller(canned(503, "text/plain", b""))
+    outcome = made.output(method, request_for(method), headers)
+    del headers
+    assert code_of(outcome.error) == "unavailable"
+    assert gone() is None

@@ -12,6 +12,7 @@ from connectrpc._core.chain import aclose_begun, aclose_generator, build_chain
 from connectrpc.client.aio_stream import InterceptedStream, Stream, StreamCall, Within, messages_of
 from connectrpc.client.interception import coded, given_by, given_to, new_request, passing
 from connectrpc.client.options import Procedures
+from connectrpc.client.outcome import kept
 from connectrpc.errors import ConnectError
 from connectrpc.interceptors import Request, Response
 from connectrpc.transports import async_transport
@@ -286,7 +287,7 @@ async def _outcome(call: Awaitable[Received[T]]) -> UnaryOutput[T]:
     try:
         message, read_metadata = await call
     except ConnectError as error:
-        return UnaryOutput(None, error, error._read_metadata)
+        return UnaryOutput(None, kept(error), error._read_metadata)
     return UnaryOutput(message, None, read_metadata)
 
 

@@ -1,4 +1,4 @@
-"""What either colour of a streamed answer tells about itself."""
+"""What either colour of a call tells about how it went."""
 
 from __future__ import annotations
 

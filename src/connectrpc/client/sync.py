@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from connectrpc._core.chain import build_chain, close_begun, close_generator
 from connectrpc.client.interception import coded, given_by, given_to, new_request, passing
 from connectrpc.client.options import Procedures
+from connectrpc.client.outcome import kept
 from connectrpc.client.sync_stream import InterceptedStream, Stream, messages_of, receive
 from connectrpc.errors import ConnectError
 from connectrpc.interceptors import Request, Response
@@ -302,7 +303,7 @@ def _outcome(call: Callable[[], Received[T]]) -> UnaryOutput[T]:
     try:
         message, read_metadata = call()
     except ConnectError as error:
-        return UnaryOutput(None, error, error._read_metadata)
+        return UnaryOutput(None, kept(error), error._read_metadata)
     return UnaryOutput(message, None, read_metadata)
 
 
