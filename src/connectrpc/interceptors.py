@@ -89,9 +89,9 @@ class CallContext:
         that are still to be told of the end."""
         self._call: Any = None
         """What the handler may ask, on a service."""
-        self._error: tuple[Any, tuple[Any, ...]] = (None, ())
-        """An error that a handler has given, and the metadata that came with it. Not on the error itself: that may be
-        used for other calls too."""
+        self._error: tuple[Any, tuple[CIMultiDict[str], ...]] = (None, ())
+        """An error that a handler has given, and the headers and trailers that came with it. Not on the error itself:
+        that may be used for other calls too."""
         self._failure: BaseException | None = None
         """What ended the call after it had left the interceptors, such as an answer that cannot be encoded."""
 

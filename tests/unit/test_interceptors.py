@@ -680,6 +680,23 @@ def test_hooks(place: Place, method: Any) -> None:
         assert (outcome.headers["x-hooked"], outcome.trailers["x-late"]) == ("h", "l")
 
 
+@EVERY
+def test_hooks_are_told_the_trailers_of_an_error(place: Place, method: Any) -> None:
+    def fail(self: Any, names: Any, request: Any) -> Any:
+        return ServerResponse(ConnectError(ABORTED, "m"), {"x-h": "1"}, {"x-t": "2"})
+
+    noting = Noting()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Service, "_answer", fail)
+        patch.setattr(Service, "_messages", lambda self, names: iter([ConnectError(ABORTED, "m")]))
+        patch.setattr(AsyncService, "_each", lambda self, request: iter([ConnectError(ABORTED, "m")]))
+        outcome = place.call(method, [noting])
+    assert (code_of(outcome.error), outcome.trailers["x-t"]) == ("aborted", "2")
+    ((error, trailers),) = noting.ends
+    assert code_of(error) == "aborted"
+    assert trailers["x-t"] == "2"
+
+
 @pytest.mark.parametrize("name", ["fail", "raise"])
 @EVERY
 def test_hooks_are_told_of_failures(place: Place, method: Any, name: str) -> None:

@@ -136,6 +136,14 @@ def _tell_end(hooks: Hooks, context: CallContext, error: BaseException | None, t
         logger.error("%s: %s.on_end failed", context.method.path, type(hooks).__qualname__, exc_info=failure)
 
 
+def _trailers_of(context: CallContext, error: BaseException) -> CIMultiDict[str]:
+    """The trailers of an answer that is nothing but an error."""
+    if context.is_client:
+        return error.response_trailers() if isinstance(error, ConnectError) else CIMultiDict()
+    given, metadata = context._error
+    return metadata[1].copy() if error is given else CIMultiDict()
+
+
 def _ended_by(context: CallContext, error: BaseException | None) -> BaseException | None:
     """What hooks are told of how a call ended.
 
@@ -293,7 +301,7 @@ def _tell(hooks: Hooks, request: Request, proceed: Step) -> Response:
         else:
             response.messages = _Told(hooks, context, response.trailers, response.messages)
     except BaseException as error:
-        _tell_end(hooks, context, error, CIMultiDict())
+        _tell_end(hooks, context, error, _trailers_of(context, error))
         raise
     if response.messages is None:
         _tell_given(hooks, context, response)
@@ -437,7 +445,7 @@ async def _tell_async(hooks: Hooks, request: Request, proceed: Step) -> Response
         else:
             response.messages = _ToldAsync(hooks, context, response.trailers, response.messages)
     except BaseException as error:
-        _tell_end(hooks, context, error, CIMultiDict())
+        _tell_end(hooks, context, error, _trailers_of(context, error))
         raise
     if response.messages is None:
         _tell_given(hooks, context, response)

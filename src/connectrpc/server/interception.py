@@ -158,7 +158,7 @@ def _response(request: Request, result: Any) -> Response:
 def _raise_error(request: Request, result: ServerResponse[Any]) -> None:
     """An answer that is an error is raised, and its metadata kept beside it."""
     if result.error is not None:
-        request.context._error = (result.error, result.metadata())
+        request.context._error = (result.error, (result.headers, result.trailers))
         raise result.error
 
 
