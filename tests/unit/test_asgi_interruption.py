@@ -290,8 +290,8 @@ def test_what_was_cut_short_waits_for_no_garbage_collector(method: Any, ends: st
 @EVERY
 def test_a_reason_more_during_cleanup(method: Any, again: str) -> None:
     """What cleans up is not cancelled again: not by the client when it was the deadline, nor the other way round."""
-    handler = Handler(method, long, lambda: asyncio.sleep(0.3))
-    leaves, timeout_ms = (0.25, 100) if again == "client" else (0.05, 150)
+    handler = Handler(method, long, lambda: asyncio.sleep(0.6))
+    leaves, timeout_ms = (0.4, 100) if again == "client" else (0.05, 400)
     connection = run(handler, method, [part(body_of(method)), leaves, DISCONNECT], timeout_ms)
     assert handler.log == CANCELLED
     if again == "deadline":
