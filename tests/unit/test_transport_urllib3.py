@@ -931,6 +931,24 @@ def test_names_that_cannot_be(host: str, stream: bool) -> None:
     assert caught.value.message == "the server's name cannot be resolved"
 
 
+@pytest.mark.parametrize("has_ipv6", [False, True])
+def test_a_name_is_looked_up_as_urllib3_does(monkeypatch: pytest.MonkeyPatch, has_ipv6: bool) -> None:
+    """Whether or not there is a guard: with its dot at the end, and for the kinds of address that are wanted."""
+    asked: list[tuple[object, ...]] = []
+
+    def resolve(host: str, port: int, family: int = 0, type: int = 0) -> list[Any]:
+        asked.append((host, port, family, type))
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr("urllib3.util.connection.HAS_IPV6", has_ipv6)
+    for stream in (False, True):
+        with pytest.raises(ConnectError):
+            send(Urllib3Transport(None, "http://name.test.:81"), stream=stream)
+    family = socket.AF_UNSPEC if has_ipv6 else socket.AF_INET
+    assert asked == [("name.test.", 81, family, socket.SOCK_STREAM)] * 2
+
+
 def test_an_upload_that_nobody_takes_is_woken() -> None:
     with Pair() as pair:
         token = CancelToken()

@@ -684,8 +684,11 @@ class _Owned:
 
     def _connect_guarded(self, connection: HTTPConnection) -> socket.socket:
         """What urllib3 does to connect, but that a guard knows the socket before it waits for it."""
+        host = connection._dns_host.strip("[]")  # with the dot at its end, by which a name is looked up as it stands
         try:
-            addresses = socket.getaddrinfo(connection.host.strip("[]"), connection.port, type=socket.SOCK_STREAM)
+            # None of IPv6 where the system has none, or the user wants none.
+            family = urllib3.util.connection.allowed_gai_family()
+            addresses = socket.getaddrinfo(host, connection.port, family, socket.SOCK_STREAM)
         except socket.gaierror as error:
             raise NameResolutionError(connection.host, connection, error) from error
         failure: Exception = OSError("the name has no address")
