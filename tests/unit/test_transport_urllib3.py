@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import errno
 import functools
+import gc
 import io
 import os
 import re
@@ -513,6 +514,17 @@ def test_what_is_handed_in_stays_open() -> None:
     own.close()
     own.close()
     assert network.made[1].closed
+
+
+def test_a_client_that_is_dropped_closes_its_connections() -> None:
+    """At once, not when the garbage collector comes by: somebody may make a client for each call."""
+    network = Network(OK)
+    gc.disable()
+    try:
+        assert send(network.transport()).read(None) == b"body"
+        assert network.made[0].closed
+    finally:
+        gc.enable()
 
 
 def test_a_pool_that_somebody_has_closed() -> None:

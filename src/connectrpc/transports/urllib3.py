@@ -493,35 +493,40 @@ _changes = threading.RLock()
 
 def _adopt(pool: HTTPConnectionPool) -> None:
     """Have the pool's connections tell which call they serve, and take them back whenever they are given back."""
-    if issubclass(pool.ConnectionCls, _Owned):
+    if isinstance(pool, _OwnedPool):
         return
     pool.ConnectionCls = type("Owned" + pool.ConnectionCls.__name__, (_Owned, pool.ConnectionCls), {})
-    get_connection, put_connection = pool._get_conn, pool._put_conn
+    # Functions in the pool itself would refer to it, and its connections would not be closed as soon as it is dropped.
+    pool.__class__ = type("Owned" + type(pool).__name__, (_OwnedPool, type(pool)), {})
 
-    def get_owned(timeout: float | None = None) -> Any:
-        connection = get_connection(timeout)
+
+class _OwnedPool:
+    """Gives connections that know whom they serve, and takes them back in the midst of anything. Mixed into the pool's
+    own class."""
+
+    pool: queue.LifoQueue[Any] | None
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        connection = super()._get_conn(timeout)  # type: ignore[misc]
         if isinstance(connection, _Owned):
             if connection.owner is not None:
                 connection.take_over()
             return connection
         connection.close()  # it is from before, and cannot tell
-        return pool._new_conn()
+        return cast("HTTPConnectionPool", self)._new_conn()
 
-    def put_in_turn(conn: Any) -> None:
-        queue = pool.pool
+    def _put_conn(self, conn: Any) -> None:
+        queue = self.pool
         if queue is None or not queue.mutex.locked() or _is_let_go(queue.mutex):
-            put_connection(conn)
+            super()._put_conn(conn)  # type: ignore[misc]
             return
         # This very thread is in the queue: the garbage collector has closed a stream that was left lying about, or a
         # generator of urllib3's that reads one.
         try:
-            Helper.start_task(functools.partial(_put_back, put_connection, conn))
+            Helper.start_task(functools.partial(_put_back, super()._put_conn, conn))  # type: ignore[misc]
         except ConnectError:  # there is no thread, so the pool has room for one connection less from now on
             if conn is not None:
                 conn.close()
-
-    pool._get_conn = get_owned  # type: ignore[method-assign]
-    pool._put_conn = put_in_turn  # type: ignore[method-assign]
 
 
 def _is_let_go(lock: threading.Lock) -> bool:
