@@ -352,6 +352,7 @@ def test_what_is_told_of_connections_that_cannot_be_made(
     ("given", "text"),
     [
         (ECHOED, "the connection to the server failed: its answer broke off, or is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nX-O", "the connection to the server failed: its answer broke off, or is not HTTP"),
         (
             b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
             "the connection to the server failed: 101, which nobody asked for",

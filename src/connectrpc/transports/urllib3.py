@@ -578,7 +578,7 @@ class _HTTPResponse(http.client.HTTPResponse):
             if self.fp is lines:
                 self.fp = file
         if lines.last not in _BLANK:
-            raise http.client.RemoteDisconnected("the answer's head broke off")
+            raise http.client.IncompleteRead(lines.last)
 
     def _read_status(self) -> tuple[str, int, str]:
         while True:
