@@ -11,6 +11,7 @@ import contextvars
 import errno
 import functools
 import gc
+import heapq
 import io
 import os
 import re
@@ -1142,12 +1143,56 @@ def test_a_deadline_that_no_thread_can_keep(monkeypatch: pytest.MonkeyPatch) -> 
         response.close()
 
 
-def test_many_deadlines_do_not_pile_up() -> None:
+def test_many_deadlines_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is over leaves the watchdog's heap long before it is due."""
     from connectrpc.transports import urllib3 as module
 
-    network = Network([OK] * 3000)
+    cleared = threading.Event()
+    heapify = heapq.heapify
+
+    def clear(heap: list[Any]) -> None:
+        heapify(heap)
+        cleared.set()
+
+    monkeypatch.setattr(heapq, "heapify", clear)
+    monkeypatch.setattr(module, "_watchdog", module._Watchdog())
+    network = Network([OK] * 1500)
     transport = network.transport()
-    for _ in range(3000):
+    for _ in range(1500):
         send(transport, deadline=Deadline(3_600_000)).read(None)
-    assert len(module._watchdog._heap) < 2500
+    assert cleared.wait(5)
+    assert len(module._watchdog._heap) < 1000
+
+
+def test_guards_that_the_collector_finishes_while_the_watchdog_is_at_its_heap() -> None:
+    from connectrpc.transports import urllib3 as module
+
+    watchdog = module._Watchdog()
+
+    class Guard:
+        """One that is over, as the collector closes streams while it is looked at."""
+
+        @property
+        def finished(self) -> bool:
+            for _ in range(5000):
+                watchdog.forget()
+            return True
+
+        def expire(self) -> None: ...
+
+    class Live(Guard):
+        finished = False
+
+        def __init__(self) -> None:
+            self.expired = threading.Event()
+
+        def expire(self) -> None:
+            self.expired.set()
+
+    live: Any = Live()
+    over: Any = Guard()
+    now = time.monotonic()
+    with watchdog._changed:  # it sees both of them at once
+        watchdog.watch(live, now + 0.1)
+        watchdog.watch(over, now)
+    assert live.expired.wait(5)

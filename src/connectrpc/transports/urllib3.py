@@ -782,6 +782,9 @@ class _Guard(Ending):
             _watchdog.forget()
 
 
+_BEARABLE = 1000  # so many guards that are over may stay in the watchdog's heap, or as many as there are others
+
+
 class _Watchdog:
     """One thread for the deadlines of all calls, started with the first of them."""
 
@@ -790,6 +793,7 @@ class _Watchdog:
         self._heap: list[tuple[float, int, _Guard]] = []
         self._serial = 0
         self._over = 0
+        self._bearable = _BEARABLE
         self._thread: threading.Thread | None = None
 
     def watch(self, guard: _Guard, expires_at: float) -> None:
@@ -804,17 +808,23 @@ class _Watchdog:
                 self._changed.notify()
 
     def forget(self) -> None:
-        """Some guard is finished. Entries leave the heap when they are due, or when most of it is such."""
+        """Some guard is finished. Entries leave the heap when they are due, or when most of it is such.
+
+        They are taken out by the watchdog's thread alone, and never here: the garbage collector may come by here while
+        this very thread is at work on the heap.
+        """
         self._over += 1
-        if self._over > 1000 and self._over > len(self._heap) // 2:
+        if self._over > self._bearable:
             with self._changed:
-                self._heap = [entry for entry in self._heap if not entry[2].finished]
-                heapq.heapify(self._heap)
-                self._over = 0
+                self._changed.notify()
 
     def _run(self) -> None:
         while True:
             with self._changed:
+                if self._over > self._bearable:
+                    self._heap = [entry for entry in self._heap if not entry[2].finished]
+                    heapq.heapify(self._heap)
+                    self._over, self._bearable = 0, max(_BEARABLE, len(self._heap))
                 while self._heap and self._heap[0][2].finished:
                     heapq.heappop(self._heap)
                 if not self._heap:
