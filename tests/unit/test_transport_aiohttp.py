@@ -479,11 +479,28 @@ def test_what_is_handed_in_stays_open() -> None:
 
 
 def test_a_session_of_another_event_loop() -> None:
-    """aiohttp's is dead for good then; it says so, and says what to do."""
+    """aiohttp's is dead for good then: the error says so, and says what to do."""
     transport = AiohttpTransport(Session(Answer(), Answer()))
     asyncio.run(send(transport))
     with pytest.raises(RuntimeError, match="event loop"):
         asyncio.run(send(transport))
+
+
+def test_a_session_that_was_made_in_another_event_loop() -> None:
+    """That one may still be running, in another thread. Loops of uvloop's end the process where it is closed."""
+
+    async def make() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession()
+
+    async def use(session: aiohttp.ClientSession) -> None:
+        with pytest.raises(RuntimeError, match="belongs to another event loop"):
+            await send(AiohttpTransport(session))
+
+    loop = asyncio.new_event_loop()
+    session = loop.run_until_complete(make())
+    asyncio.run(use(session))
+    loop.run_until_complete(session.close())
+    loop.close()
 
 
 def test_sessions_of_its_own() -> None:

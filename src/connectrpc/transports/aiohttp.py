@@ -120,10 +120,10 @@ class AiohttpTransport:
                 connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
             )
             self._keeper = _keep(self._session)
-        elif self._loop is not None:
+        elif self._loop is not None or getattr(self._session, "_loop", loop) is not loop:
             raise RuntimeError(
-                "this client's aiohttp.ClientSession belongs to an event loop that it was used in before: make a "
-                "session and a client in each asyncio.run(), or leave http_client out"
+                "this client's aiohttp.ClientSession belongs to another event loop: make a session and a client in "
+                "each asyncio.run(), or leave http_client out"
             )
         assert self._session is not None
         self._loop = loop
