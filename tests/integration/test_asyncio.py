@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 
     from connectrpc.interceptors import Request, Response
+    from connectrpc.streams import AsyncStreamOutput
 
     from rawhttp import Peer
     from servers import Server
@@ -830,6 +831,44 @@ def test_generators_that_are_left_to_the_collector(gunicorn_gthread: Server) -> 
                 await asyncio.sleep(0.01)
             assert count_sockets() <= before + 1
             await nothing_left()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("call", ["server", "bidi"])
+def test_streams_that_are_forgotten(call: str) -> None:
+    """They free their connections, and close what they send, though nobody has said that they are over."""
+    closed: list[str] = []
+
+    async def requests() -> AsyncIterator[ChatRequest]:
+        try:
+            yield ChatRequest()
+            await asyncio.Event().wait()
+        finally:
+            closed.append(call)
+
+    def script(peer: Peer) -> None:
+        peer.read_head()
+        peer.send(STREAM_HEAD + chunked(envelope(b""), last=False))
+        peer.wait_until_gone()
+
+    async def main() -> None:
+        with RawServer(script) as server:
+            async with AsyncProbeServiceClient(server.url) as client:
+
+                async def forget() -> None:
+                    stream: AsyncStreamOutput[Any]
+                    if call == "server":
+                        stream = await client.call_count(CountRequest())
+                    else:
+                        stream = await client.call_chat(requests())
+                    await anext(stream)
+
+                for _ in range(3):
+                    await forget()
+                await nothing_left()
+                await connections_gone(server)
+                assert closed == ([call] * 3 if call == "bidi" else [])
 
     asyncio.run(main())
 

@@ -458,6 +458,29 @@ def test_what_failures_in_the_midst_of_an_answer_do_not_tell() -> None:
     assert caught.value.message == f"the connection to the server failed: {os.strerror(errno.ECONNRESET)}"
 
 
+def test_an_answer_that_is_forgotten() -> None:
+    """It is closed in its event loop, whichever thread collects it, if that loop is not over."""
+    answer, other = Answer(b"body"), Answer(b"body")
+    for given in (answer, other):
+        given.connection = SimpleNamespace(protocol=None)  # type: ignore[assignment]
+    held: list[Any] = []
+
+    async def main() -> None:
+        transport = AiohttpTransport(Session(answer, other))
+        held.append(await send(transport))
+        thread = threading.Thread(target=held.clear)
+        thread.start()
+        thread.join()
+        assert not answer.closed
+        await asyncio.sleep(0)
+        assert answer.closed
+        held.append(await send(transport))
+
+    asyncio.run(main())
+    held.clear()
+    assert not other.closed
+
+
 def test_cancellation_is_no_failure() -> None:
     async def main() -> None:
         await send(AiohttpTransport(Session(asyncio.CancelledError())))

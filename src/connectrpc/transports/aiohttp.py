@@ -97,7 +97,8 @@ class AiohttpTransport:
                     raise _closed() from error
                 _fail(error, upload, answered=False)
             raise
-        given = _Response(response, upload, large)
+        assert self._loop is not None
+        given = _Response(response, upload, large, self._loop)
         if upload is not None and upload.failure is not None:  # meanwhile, when there was nobody to tell
             given.close()
             reraise(upload.failure)
@@ -356,13 +357,30 @@ def _nothing() -> None:
 class _Response:
     """An answer of aiohttp's."""
 
-    __slots__ = ("__weakref__", "_abandoned", "_large", "_response", "_unwatch", "_upload", "headers", "status")
+    __slots__ = (
+        "__weakref__",
+        "_abandoned",
+        "_large",
+        "_loop",
+        "_response",
+        "_unwatch",
+        "_upload",
+        "headers",
+        "status",
+    )
 
     trailers = None  # the library does not tell
 
-    def __init__(self, response: aiohttp.ClientResponse, upload: _Upload | None, large: _Body | None) -> None:
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        upload: _Upload | None,
+        large: _Body | None,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self._abandoned = False
         self._large = large
+        self._loop = loop
         self._response = response
         self._upload = upload
         if upload is not None:
@@ -370,6 +388,12 @@ class _Response:
         self.status = response.status
         self.headers = cast("Any", response.headers)
         self._unwatch = _end_with_connection(response)
+
+    def __del__(self) -> None:
+        # Of a stream that was left lying about. aiohttp does not notice, as its connection refers to its answer.
+        if self._response.connection is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and its connections with it
+                self._loop.call_soon_threadsafe(self.close)
 
     @property
     def uploaded(self) -> bool:
