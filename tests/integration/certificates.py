@@ -26,7 +26,8 @@ class Authority:
         self._name = _called(name)
         self._key = ec.generate_private_key(ec.SECP256R1())
         self.file = directory / f"{name}.pem"
-        self.file.write_bytes(self._sign(self._name, self._key, x509.BasicConstraints(ca=True, path_length=0)))
+        constraints = x509.BasicConstraints(ca=True, path_length=0)
+        self.file.write_bytes(self._sign(self._name, self._key, constraints, _SIGNS_CERTIFICATES))
 
     def issue(self, name: str) -> Path:
         """A certificate for this host."""
@@ -40,10 +41,9 @@ class Authority:
         file.write_bytes(certificate + encoded)
         return file
 
-    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType) -> bytes:
+    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *extensions: x509.ExtensionType) -> bytes:
         now = datetime.datetime.now(datetime.timezone.utc)
-        is_authority = isinstance(extension, x509.BasicConstraints)
-        certificate = (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(self._name)
@@ -51,11 +51,27 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(hours=1))
             .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(extension, critical=is_authority)
-            .sign(self._key, hashes.SHA256())
+            # Python 3.13 trusts no certificate without these two, nor an authority without its key's usage.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
-        return certificate.public_bytes(serialization.Encoding.PEM)
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=not isinstance(extension, x509.SubjectAlternativeName))
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 def _called(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+
+
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
