@@ -342,7 +342,7 @@ def test_deadlines_that_are_not_met_cost_nothing_later(gunicorn_gthread: Server)
         for _ in range(1500):
             client.notes(NotesRequest(), timeout_seconds=1000)
     gc.collect()
-    kept = sum(type(thing).__name__ == "_Guard" for thing in gc.get_objects())
+    kept = sum(type(thing).__name__ == "Guard" for thing in gc.get_objects())
     assert kept <= 1200
 
 

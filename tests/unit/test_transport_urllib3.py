@@ -31,7 +31,7 @@ from connectrpc._core.http import HTTPRequest
 from connectrpc.cancel import CancelToken
 from connectrpc.deadline import NO_DEADLINE, Deadline
 from connectrpc.errors import ConnectError
-from connectrpc.transports.urllib3 import Urllib3Transport
+from connectrpc.transports.urllib3 import Urllib3Transport, _stopping
 from harness import code_of
 
 if TYPE_CHECKING:
@@ -693,8 +693,6 @@ def test_clients_that_share_a_pool_and_begin_at_once() -> None:
 
 def test_threads_of_a_forked_process_that_begin_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The transport starts over once, and both use the same pool from then on."""
-    from connectrpc.transports import urllib3 as module
-
     network = Network([OK] * 2, [OK] * 3, [OK] * 3)
     meeting, copies = Meeting(), []
 
@@ -710,7 +708,7 @@ def test_threads_of_a_forked_process_that_begin_at_once(monkeypatch: pytest.Monk
     manager.pool_classes_by_scheme = network.pool_classes
     transport = Urllib3Transport(manager, "http://host:81/base")
     assert send(transport).read(None) == b"body"
-    monkeypatch.setattr(module, "_generation", module._generation + 1)
+    monkeypatch.setattr(_stopping, "generation", _stopping.generation + 1)
     at_once(lambda: send(transport).read(None), lambda: send(transport).read(None))
     assert copies == [manager]
 
@@ -1119,9 +1117,7 @@ def test_check() -> None:
 
 def test_a_deadline_that_no_thread_can_keep(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call says so, and the next one has its deadline kept."""
-    from connectrpc.transports import urllib3 as module
-
-    monkeypatch.setattr(module, "_watchdog", module._Watchdog())
+    monkeypatch.setattr(_stopping, "watchdog", _stopping._Watchdog())
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -1145,8 +1141,6 @@ def test_a_deadline_that_no_thread_can_keep(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_many_deadlines_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is over leaves the watchdog's heap long before it is due."""
-    from connectrpc.transports import urllib3 as module
-
     cleared = threading.Event()
     heapify = heapq.heapify
 
@@ -1155,19 +1149,17 @@ def test_many_deadlines_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
         cleared.set()
 
     monkeypatch.setattr(heapq, "heapify", clear)
-    monkeypatch.setattr(module, "_watchdog", module._Watchdog())
+    monkeypatch.setattr(_stopping, "watchdog", _stopping._Watchdog())
     network = Network([OK] * 1500)
     transport = network.transport()
     for _ in range(1500):
         send(transport, deadline=Deadline(3_600_000)).read(None)
     assert cleared.wait(5)
-    assert len(module._watchdog._heap) < 1000
+    assert len(_stopping.watchdog._heap) < 1000
 
 
 def test_guards_that_the_collector_finishes_while_the_watchdog_is_at_its_heap() -> None:
-    from connectrpc.transports import urllib3 as module
-
-    watchdog = module._Watchdog()
+    watchdog = _stopping._Watchdog()
 
     class Guard:
         """One that is over, as the collector closes streams while it is looked at."""
