@@ -341,6 +341,18 @@ def test_a_request_that_is_left_closes_its_iterator(failure: Exception | None) -
     assert told == []
 
 
+def test_a_request_whose_tls_connection_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.10's knows no longer what it was writing to."""
+
+    class Lost:
+        def get_write_buffer_size(self) -> int:
+            raise AttributeError("'NoneType' object has no attribute 'get_write_buffer_size'")
+
+    monkeypatch.setattr(Writer, "transport", Lost())
+    with pytest.raises(ConnectError, match="without an answer"):
+        asyncio.run(send(AiohttpTransport(Session(aiohttp.ServerDisconnectedError())), parts(b"one")))
+
+
 @pytest.mark.parametrize(("length", "limit"), [(None, None), (6, None), (None, 6), (6, 6), (None, 100)])
 def test_bodies(length: int | None, limit: int | None) -> None:
     answer = Answer(b"one", b"two", length=length)

@@ -194,8 +194,10 @@ class _Body(aiohttp.payload.Payload):
         """Drop the connection if something waits to be sent: closing it would wait for the server to take that."""
         if self._written and response is not None and response.connection is None:
             return  # it may serve another call by now
-        if self._transport is not None and self._transport.get_write_buffer_size():
-            self._transport.abort()
+        if self._transport is not None:
+            with contextlib.suppress(AttributeError):  # Python 3.10's, of a TLS connection that is lost already
+                if self._transport.get_write_buffer_size():
+                    self._transport.abort()
 
 
 class _StreamBody(_Body, aiohttp.payload.AsyncIterablePayload):
