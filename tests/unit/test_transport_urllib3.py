@@ -14,6 +14,7 @@ import gc
 import heapq
 import io
 import os
+import queue
 import re
 import socket
 import threading
@@ -661,6 +662,24 @@ class Meeting:
             return self._barrier.wait(0.2) == 1
         except threading.BrokenBarrierError:
             return False
+
+
+class GreenQueue:
+    """As gevent's, which it patches Python's with: there is no more to it."""
+
+    def __init__(self, maxsize: int) -> None:
+        self._queue: queue.LifoQueue[Any] = queue.LifoQueue(maxsize)
+        self.get, self.put, self.qsize = self._queue.get, self._queue.put, self._queue.qsize
+
+
+def test_a_process_that_gevent_has_patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urllib3.HTTPConnectionPool, "QueueCls", GreenQueue)
+    network = Network([OK] * 2, OK)
+    transport = network.transport()
+    for stream in (False, True):
+        assert send(transport, stream=stream).read(None) == b"body"
+    monkeypatch.setattr(_stopping, "generation", _stopping.generation + 1)  # a process that was forked from it
+    assert send(transport).read(None) == b"body"
 
 
 def test_clients_that_share_a_pool_and_begin_at_once() -> None:

@@ -18,7 +18,6 @@ from connectrpc.transports.urllib3._http import HTTPResponse
 from connectrpc.transports.urllib3._stopping import calls
 
 if TYPE_CHECKING:
-    import queue
     import threading
     from collections.abc import Callable
 
@@ -46,7 +45,7 @@ class _OwnedPool:
     """Gives connections that know whom they serve, and takes them back in the midst of anything. Mixed into the pool's
     own class."""
 
-    pool: queue.LifoQueue[Any] | None
+    pool: object
 
     def _get_conn(self, timeout: float | None = None) -> Any:
         connection = super()._get_conn(timeout)  # type: ignore[misc]
@@ -58,8 +57,8 @@ class _OwnedPool:
         return cast("HTTPConnectionPool", self)._new_conn()
 
     def _put_conn(self, conn: Any) -> None:
-        queue = self.pool
-        if queue is None or not queue.mutex.locked() or _is_let_go(queue.mutex):
+        mutex = getattr(self.pool, "mutex", None)  # queues of gevent have none, nor has a closed pool a queue
+        if mutex is None or not mutex.locked() or _is_let_go(mutex):
             super()._put_conn(conn)  # type: ignore[misc]
             return
         # This very thread is in the queue: the garbage collector has closed a stream that was left lying about, or a

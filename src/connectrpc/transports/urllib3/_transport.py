@@ -210,6 +210,8 @@ _inherited: list[object] = []
 
 
 def _renew_lock(queue: queue.Queue[Any]) -> None:
+    if not hasattr(queue, "mutex"):
+        return  # as in processes that gevent has patched
     queue.mutex = threading.Lock()
     queue.not_empty = threading.Condition(queue.mutex)
     queue.not_full = threading.Condition(queue.mutex)
