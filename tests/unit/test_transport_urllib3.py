@@ -19,7 +19,7 @@ import re
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import urllib3
@@ -960,6 +960,32 @@ def test_names_that_cannot_be(host: str, stream: bool) -> None:
         send(Urllib3Transport(None, f"http://{host}"), stream=stream)
     assert code_of(caught.value) == "unavailable"
     assert caught.value.message == "the server's name cannot be resolved"
+
+
+class Recorded(io.BytesIO):
+    """An answer that was recorded for a test, as vcrpy makes them."""
+
+    status = 200
+    headers: ClassVar[dict[str, str]] = {}
+    version_string = "HTTP/1.1"
+    length_remaining = 4
+
+    def release_conn(self) -> None: ...
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_recorded_answers(stream: bool) -> None:
+    network = Network(OK)
+    base: Any = network.pool_classes["http"]
+
+    class Connection(base.ConnectionCls):  # type: ignore[misc]
+        def getresponse(self) -> Any:
+            return Recorded(b"body")
+
+    base.ConnectionCls = Connection
+    response = send(network.transport(), stream=stream)
+    assert (response.read_chunk() if stream else response.read(None)) == b"body"
+    response.close()
 
 
 @pytest.mark.parametrize("has_ipv6", [False, True])
