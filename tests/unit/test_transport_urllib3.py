@@ -566,6 +566,27 @@ def test_a_closed_pool_that_the_manager_still_has(monkeypatch: pytest.MonkeyPatc
             assert error.message == "the HTTP client's pool is closed"  # noqa: PT017
 
 
+class Behind:
+    """What passes itself off as another object, as wrapt's proxies do."""
+
+    def __init__(self, other: Any) -> None:
+        object.__setattr__(self, "other", other)
+
+    def __getattribute__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "other"), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(object.__getattribute__(self, "other"), name, value)
+
+
+def test_a_pool_behind_another_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Pair() as pair:
+        manager = Network(lambda connection: pair.near).manager()
+        pool = manager.connection_from_url("http://host:81/")
+        monkeypatch.setattr(manager, "connection_from_url", lambda url: Behind(pool))
+        check_ended(Urllib3Transport(manager, "http://host:81/base"), "cancel")
+
+
 def test_connections_from_before_are_not_used() -> None:
     """They could not tell which call they serve, so nothing could stop that."""
     network = Network(OK, OK)

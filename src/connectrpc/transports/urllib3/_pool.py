@@ -38,7 +38,7 @@ def adopt(pool: HTTPConnectionPool) -> None:
         return
     pool.ConnectionCls = type("Owned" + pool.ConnectionCls.__name__, (Owned, pool.ConnectionCls), {})
     # Functions in the pool itself would refer to it, and its connections would not be closed as soon as it is dropped.
-    pool.__class__ = type("Owned" + type(pool).__name__, (_OwnedPool, type(pool)), {})
+    pool.__class__ = type("Owned" + pool.__class__.__name__, (_OwnedPool, pool.__class__), {})
 
 
 class _OwnedPool:
