@@ -250,7 +250,7 @@ def test_bodies(given: bytes, stream: bool) -> None:
 def test_what_has_come_of_a_chunk_is_given_at_once() -> None:
     """Its rest may come much later: what makes chunks of a stream need not know of messages."""
     with Pair() as pair:
-        manager = Network(lambda connection: pair.near).manager(timeout=2)
+        manager = Network(lambda connection: pair.near).manager(timeout=20)
         pair.far.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\none")
         response = send(Urllib3Transport(manager, "http://host:81/base"), stream=True)
         assert response.read_chunk() == b"one"
@@ -612,7 +612,7 @@ def test_a_call_through_a_proxy_is_woken_on_whatever_pool(how: str) -> None:
     """The manager keeps a limited number of them, and may be cleared."""
     with Pair() as pair:
         network = Network(OK, lambda connection: pair.near)
-        manager = urllib3.ProxyManager("http://proxy:82", timeout=2)
+        manager = urllib3.ProxyManager("http://proxy:82", timeout=20)
         manager.pool_classes_by_scheme = network.pool_classes
         transport = Urllib3Transport(manager, "http://host:81/base")
         assert send(transport, stream=True).read(None) == b"body"
@@ -795,7 +795,7 @@ def check_ended(transport: Urllib3Transport, how: str) -> None:
     with pytest.raises(ConnectError) as caught:
         send(transport, deadline=Deadline(20) if how == "deadline" else NO_DEADLINE, cancel=token)
     assert caught.value.message == ("the call was canceled" if how == "cancel" else "the deadline has passed")
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 10
     if timer is not None:
         timer.join()
 
@@ -822,7 +822,7 @@ def test_whatever_waits_is_woken(head: bytes, how: str, stream: bool) -> None:
             else:
                 response.read(None)
         assert code_of(caught.value) == ("canceled" if how == "cancel" else "deadline_exceeded")
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 10
         if timer is not None:
             timer.join()
 
@@ -873,7 +873,7 @@ def test_a_handshake_is_woken(how: str, drips: bool) -> None:
         timers: list[threading.Timer] = []
         token = CancelToken() if how == "cancel" else None
         network = Network(connected)
-        manager = network.manager(timeout=2)
+        manager = network.manager(timeout=20)
         transport = Urllib3Transport(manager, "https://host:81/base")
         thread = threading.Thread(target=drip)
         if drips:
@@ -888,7 +888,7 @@ def test_a_handshake_is_woken(how: str, drips: bool) -> None:
             for running in (*timers, *([thread] if drips else [])):
                 running.join()
         assert caught.value.message == ("the call was canceled" if how == "cancel" else "the deadline has passed")
-        assert took < 1
+        assert took < 10
         assert len(os.listdir("/dev/fd")) < open_before, "the connection is closed, and nothing else was left"
 
 
@@ -904,7 +904,7 @@ class InTLS(SSLTransport):
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
 def test_a_call_in_tls_in_tls_is_woken(how: str) -> None:
     with Pair() as pair:
-        check_ended(Network(lambda connection: InTLS(pair.near)).transport(timeout=2), how)
+        check_ended(Network(lambda connection: InTLS(pair.near)).transport(timeout=20), how)
 
 
 @pytest.mark.parametrize("proxied", [False, True])
@@ -1040,7 +1040,7 @@ def test_an_upload_that_nobody_takes_is_woken() -> None:
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
 def test_a_call_is_woken_whose_request_iterator_has_used_the_same_pool(how: str) -> None:
     with Pair() as pair:
-        manager = Network(lambda connection: pair.near, OK).manager(timeout=2)
+        manager = Network(lambda connection: pair.near, OK).manager(timeout=20)
 
         def parts() -> Iterator[bytes]:
             yield manager.request("GET", "http://host:81/elsewhere").data
@@ -1059,7 +1059,7 @@ def test_a_call_is_woken_whose_request_iterator_has_used_the_same_pool(how: str)
                 cancel=token,
             )
         assert caught.value.message == ("the call was canceled" if how == "cancel" else "the deadline has passed")
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 10
         assert b"4\r\nbody\r\n0\r\n\r\n" in pair.far.recv(65536)
         for timer in timers:
             timer.join()
@@ -1133,7 +1133,7 @@ def test_a_call_that_is_stopped_as_its_connection_goes_to_the_next(when: str) ->
                     actions.pop()()
                 return connection
 
-        manager = urllib3.ProxyManager("http://proxy:82", timeout=2)
+        manager = urllib3.ProxyManager("http://proxy:82", timeout=20)
         manager.pool_classes_by_scheme = {**network.pool_classes, "https": Pool}
         transport = Urllib3Transport(manager, "https://host:81/base")
         first = send(transport, parts(), stream=True)
@@ -1164,7 +1164,7 @@ def test_a_deadline_bounds_waiting_for_a_connection() -> None:
     with pytest.raises(ConnectError) as caught:
         send(transport, deadline=Deadline(20))
     assert code_of(caught.value) == "deadline_exceeded"
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 10
     response.close()
 
 
