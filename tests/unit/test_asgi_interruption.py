@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
+from connectrpc.interceptors import CallContext, Hooks
 from connectrpc.server import ServerStream, asgi_service
 from connectrpc.server import asgi as asgi_module
 from connectrpc.server import asgi_guard as guard_module
@@ -383,6 +384,50 @@ def test_a_handler_that_answers_all_the_same(leaves: float) -> None:
 
     assert not run(answer, BIDI, [leaves, DISCONNECT]).complete
     assert log == ["told", "0"]
+
+
+class Told(Hooks):
+    def __init__(self) -> None:
+        self.errors: list[Any] = []
+
+    def on_end(self, context: CallContext, error: BaseException | None, trailers: Any) -> None:
+        self.errors.append(error)
+
+
+@pytest.mark.parametrize("reason", ["client", "deadline"])
+@pytest.mark.parametrize("method", [SERVER, BIDI], ids=lambda method: method.name)
+def test_messages_that_are_given_all_the_same_are_closed(method: Any, reason: str) -> None:
+    """And hooks are told of the end, however late the handler has given them."""
+    log: list[str] = []
+
+    class Messages:
+        def __aiter__(self) -> Messages:
+            return self
+
+        async def __anext__(self) -> Any:
+            log.append("asked for")
+            raise StopAsyncIteration
+
+        async def aclose(self) -> None:
+            await asyncio.sleep(0)
+            log.append("closed")
+
+    async def handler(request: Any) -> Any:
+        with contextlib.suppress(asyncio.CancelledError):
+            await long()
+        return ServerStream(Messages())
+
+    timeout_ms, leaves = (30, ()) if reason == "deadline" else (None, (0.03, DISCONNECT))
+    events = [part(body_of(method)), *leaves]
+    connection = run(handler, method, events, timeout_ms)
+    assert log == ["closed"]
+    assert connection.complete == (reason == "deadline")
+
+    told = Told()
+    exchange(app_of(handler, interceptors=[told]), request_of(method, timeout_ms), events)
+    code = ConnectErrorCode.DEADLINE_EXCEEDED if reason == "deadline" else ConnectErrorCode.CANCELED
+    assert [error.code for error in told.errors] == [code]
+    assert set(log) == {"closed"}
 
 
 @pytest.mark.parametrize("method", [SERVER, BIDI], ids=lambda method: method.name)

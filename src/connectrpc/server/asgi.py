@@ -283,7 +283,9 @@ async def _wait(steps: Generator[Any, Any, Any], pending: Any, receive: Receive)
     """What a plain call's handler gives that has begun to wait, and so has to be watched."""
     guard = Guard(NO_DEADLINE, RequestBody(receive, ended=True))
     try:
-        return await guard.go_on(steps, pending)
+        result = await guard.go_on(steps, pending)
+        guard.check()
+        return result
     finally:
         guard.stop()
 
@@ -315,9 +317,12 @@ async def _single(
     try:
         try:
             call.deadline.check()
-            result = endpoint.handler(await guard.run(_request(call, body, requests)))
+            request = await guard.run(_request(call, body, requests))
+            guard.check()
+            result = endpoint.handler(request)
             if inspect.isawaitable(result):
                 result = await guard.run(result)
+                guard.check()
             response = call.answer(result)
         except ClientGoneError:
             raise
@@ -350,16 +355,21 @@ async def _stream(
         given: Any = None
         try:
             call.deadline.check()
-            result = endpoint.handler(await guard.run(_request(call, body, requests)))
+            request = await guard.run(_request(call, body, requests))
+            guard.check()
+            result = endpoint.handler(request)
             if inspect.isawaitable(result):
                 result = await guard.run(result)
             given, headers, stream = messages_of(call.method, result)
+            guard.check()
             head = call.start(headers)
             messages = as_async(given)
         except ClientGoneError:
+            guard.stop()  # what cleans up is not to be disturbed
+            await _close(given, call)
             raise
         except Exception as error:
-            guard.stop()  # what cleans up is not to be disturbed
+            guard.stop()  # as above
             response = failed(call, error)
             await _close(given, call)
             await _taken(call, _answer(response, body, send))
@@ -367,6 +377,7 @@ async def _stream(
         failure: ConnectError | None = None
         try:
             await guard.run(_send_messages(call, head, messages, send, guard))
+            guard.check()
         except ClientGoneError:
             raise
         except Exception as error:

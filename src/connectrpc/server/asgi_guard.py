@@ -99,7 +99,7 @@ class Guard:
         self._turn_ends = 0.0
 
     def run(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
-        """What ``awaitable`` gives. Everything is awaited in here, until ``stop``.
+        """What ``awaitable`` gives. Everything is awaited in here, until ``stop``; then ``check``.
 
         Raises:
             ConnectError: ``deadline_exceeded``: the deadline has passed meanwhile.
@@ -147,13 +147,23 @@ class Guard:
             if self._take_back() and isinstance(error, asyncio.CancelledError):
                 raise
         else:
-            if self.reason is None:
-                if self._body.gone:
-                    raise ClientGoneError
-                return result
-            self._take_back()  # a handler must not go on, whatever it caught
+            if self.reason is not None:
+                self._take_back()
+            return result
         # Not from in there: what was raised would be its context, and keep the call's frames.
         raise self.reason
+
+    def check(self) -> None:
+        """Raise if the call is over: a handler must not go on, whatever it caught.
+
+        Raises:
+            ConnectError: as ``run``.
+            ClientGoneError: as ``run``.
+        """
+        if self.reason is not None:
+            raise self.reason
+        if self._body.gone:
+            raise ClientGoneError
 
     def turn_is_over(self) -> bool:
         """Whether the task has gone on for so long without waiting that others should.
