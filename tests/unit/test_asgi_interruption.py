@@ -155,6 +155,39 @@ async def short() -> None:
 
 
 @EVERY
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_stands_around_the_app_is_given_an_answer(method: Any, fails: bool) -> None:
+    """Nobody will read it. But a framework's middleware complains of an app that has given none."""
+
+    async def on_send(event: Event) -> None:
+        if fails:
+            raise OSError("the client has left")
+
+    too_large = body_events(b"\0\xff\0\0\0" + b"x" * 5_000_000, 65_536)
+    for events in (
+        [DISCONNECT],
+        [OSError("the client has left")],
+        [part(body_of(method)[:2], True), DISCONNECT],
+        [part(body_of(method)), 0.02, DISCONNECT],
+        [*too_large[:-1], DISCONNECT],  # where what is refused is read on
+    ):
+        sent: list[Event] = []
+
+        async def handler(request: Any) -> Any:
+            if method.kind.client_streams:
+                async for _ in request:
+                    pass
+            await long()
+
+        async def note(event: Event) -> None:
+            sent.append(event)  # noqa: B023  used up before the next one
+            await on_send(event)
+
+        run(handler, method, events, on_send=note)
+        assert sent == [{"type": "http.response.start", "status": 499, "headers": []}]
+
+
+@EVERY
 def test_before_the_body(method: Any, caplog: pytest.LogCaptureFixture) -> None:
     called: list[object] = []
 

@@ -234,7 +234,8 @@ def test_a_client_that_leaves_a_waiting_handler_cancels_it() -> None:
             raise
         raise AssertionError
 
-    assert run(asgi(unary=forever), [part(asked(ask("a"))), 0.05, DISCONNECT], []) == []
+    sent = run(asgi(unary=forever), [part(asked(ask("a"))), 0.05, DISCONNECT], [])
+    assert sent == [{"type": "http.response.start", "status": 499, "headers": []}], "what middlewares want"
     assert cancelled == ["a"]
 
 

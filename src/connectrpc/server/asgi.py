@@ -114,7 +114,7 @@ class ASGIApplication:
         try:
             event = await receive()
         except Exception:  # servers differ in how they say that a client has left
-            return
+            event = {"type": "http.disconnect"}
         body = event.get("body", b"")
         server = short_way.server
         if event["type"] != "http.request" or event.get("more_body", False) or not server.is_plain(body):
@@ -138,7 +138,8 @@ class ASGIApplication:
                     result = await _wait(steps, pending, receive)
             answer = server.write_plain(result, call)
         except ClientGoneError:
-            raise
+            await _forgo(send)
+            return
         except Exception as error:
             answer = failed(call.long_way(), error)
         if isinstance(answer, WholeResponse):
@@ -325,7 +326,9 @@ async def _single(
                 guard.check()
             response = call.answer(result)
         except ClientGoneError:
-            raise
+            guard.stop()
+            await _forgo(send)
+            return
         except Exception as error:
             response = failed(call, error)
         guard.stop()
@@ -367,7 +370,8 @@ async def _stream(
         except ClientGoneError:
             guard.stop()  # what cleans up is not to be disturbed
             await _close(given, call)
-            raise
+            await _forgo(send)
+            return
         except Exception as error:
             guard.stop()  # as above
             response = failed(call, error)
@@ -482,8 +486,12 @@ def _trailers(trailers: list[tuple[bytes, bytes]]) -> Event:
 
 
 async def _answer(response: WholeResponse, body: RequestBody, send: Send) -> None:
-    if not await body.drain():
-        response.headers.append(("connection", "close"))  # some servers would read on for ever
+    try:
+        if not await body.drain():
+            response.headers.append(("connection", "close"))  # some servers would read on for ever
+    except ClientGoneError:
+        await _forgo(send)
+        return
     await _send(response, send)
 
 
@@ -506,6 +514,16 @@ async def _send_answer(
             await send(_trailers(trailers))
     except Exception as error:  # ASGI 2.4: an OSError after the client has left; servers differ
         raise ClientGoneError from error
+
+
+async def _forgo(send: Send) -> None:
+    """Begin the answer that a client has not waited for.
+
+    What stands around the app may take one that sends nothing for broken, as Starlette's ``BaseHTTPMiddleware`` does.
+    There it ends: over HTTP/2 one server waits for the client to take a body.
+    """
+    with contextlib.suppress(Exception):  # as above
+        await send(_start(499, []))
 
 
 async def _send_part(part: bytes, send: Send, *, more: bool) -> None:
