@@ -25,7 +25,8 @@ class Peer:
     """Who calls.
 
     Attributes:
-        address: ``"host:port"`` of the caller as the HTTP server tells it, or ``""``. Behind a proxy it is the proxy.
+        address: ``"host:port"`` of the caller as the HTTP server tells it; the host alone where there is no port to
+            tell, and ``""`` where nothing is known, as on Unix sockets. Behind a proxy it is the proxy.
         protocol: the RPC protocol that the caller speaks, such as ``"connect"``.
     """
 

@@ -402,7 +402,15 @@ def test_what_a_handler_sees(method: Any) -> None:
 
 @pytest.mark.parametrize(
     ("client", "address"),
-    [(None, ""), (("::1", 80), "[::1]:80"), (["192.0.2.9", 80], "192.0.2.9:80"), ((), "")],
+    [
+        (None, ""),
+        (("::1", 80), "[::1]:80"),
+        (["192.0.2.9", 80], "192.0.2.9:80"),
+        ((), ""),
+        (("", "0"), ""),  # granian on a Unix socket
+        (("192.0.2.9", 0), "192.0.2.9"),  # uvicorn, of what a proxy tells
+        (("::1", 0), "[::1]"),
+    ],
 )
 def test_addresses_of_peers(client: Any, address: str) -> None:
     app = every(lambda request: reply(request.peer.address))

@@ -418,6 +418,7 @@ def test_what_a_handler_sees(method: Any) -> None:
         ({"REMOTE_ADDR": ""}, ""),
         ({"REMOTE_ADDR": "", "REMOTE_PORT": None}, ""),
         ({"REMOTE_PORT": 80}, "192.0.2.1:80"),
+        ({"REMOTE_PORT": "0"}, "192.0.2.1"),
     ],
 )
 def test_addresses_of_peers(changes: dict[str, Any], address: str) -> None:

@@ -10,7 +10,15 @@ if TYPE_CHECKING:
 
     from multidict import CIMultiDict
 
-__all__ = ["HTTPRequest", "HeaderList", "HeaderView", "RequestHead", "ResponseHead", "WholeResponse"]
+__all__ = [
+    "HTTPRequest",
+    "HeaderList",
+    "HeaderView",
+    "RequestHead",
+    "ResponseHead",
+    "WholeResponse",
+    "address_of",
+]
 
 HeaderList = list[tuple[str, str]]
 """Names and values in the order in which they are sent."""
@@ -61,7 +69,14 @@ class RequestHead(abc.ABC):
 
     @abc.abstractmethod
     def peer_address(self) -> str:
-        """``"host:port"`` of the caller, or an empty string."""
+        """``"host:port"`` of the caller, the host alone, or an empty string: what is known of it."""
+
+
+def address_of(host: str, port: object) -> str:
+    """What ``RequestHead.peer_address`` gives of what a server tells, which is 0 or nothing where there is no port."""
+    if ":" in host:
+        host = f"[{host}]"
+    return f"{host}:{port}" if host and port and port != "0" else host
 
 
 class ResponseHead:

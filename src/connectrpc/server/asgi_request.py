@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from connectrpc._aio import timeout
-from connectrpc._core.http import RequestHead, WholeResponse
+from connectrpc._core.http import RequestHead, WholeResponse, address_of
 from connectrpc._core.metadata import received
 from connectrpc._core.negotiate import plain_response
 from connectrpc.errors import ConnectError, ConnectErrorCode
@@ -113,10 +113,7 @@ class Head(RequestHead):
 
     def peer_address(self) -> str:
         client = self._scope.get("client")
-        if not client:
-            return ""
-        host, port = client[0], client[1]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return address_of(client[0], client[1]) if client else ""
 
 
 def can_send_trailers(scope: Scope) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from connectrpc._core.call import StreamServerCall, messages_of
 from connectrpc._core.chain import close_messages
-from connectrpc._core.http import RequestHead, WholeResponse
+from connectrpc._core.http import RequestHead, WholeResponse, address_of
 from connectrpc._core.metadata import received
 from connectrpc._core.negotiate import may_stream, negotiate, plain_endpoints, plain_response
 from connectrpc._core.pieces import keep
@@ -301,11 +301,8 @@ class _Head(RequestHead):
         )
 
     def peer_address(self) -> str:
-        host = self._environ.get("REMOTE_ADDR", "")
-        port = self._environ.get("REMOTE_PORT", "")
-        if ":" in host:
-            host = f"[{host}]"
-        return f"{host}:{port}" if host and port else str(host)
+        get = self._environ.get
+        return address_of(get("REMOTE_ADDR", ""), get("REMOTE_PORT"))
 
 
 class _RequestBody:
