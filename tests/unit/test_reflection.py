@@ -391,6 +391,40 @@ def test_the_numbers_of_extensions(apps: Apps, app: Any) -> None:
 # The conversation
 
 
+class Database:
+    """What a pool may get its files from when somebody asks for them, here without one that is imported."""
+
+    def __init__(self) -> None:
+        self._broken = FileDescriptorProto(name="broken.proto", package="broken", dependency=["absent.proto"])
+        field = self._broken.message_type.add(name="Broken").field.add(name="absent", number=1, type_name=".absent.M")
+        field.label, field.type = field.LABEL_OPTIONAL, field.TYPE_MESSAGE
+
+    def FindFileByName(self, name: str) -> FileDescriptorProto:  # noqa: N802  as protobuf calls it
+        if name == "broken.proto":
+            return self._broken
+        raise KeyError(name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> FileDescriptorProto:  # noqa: N802  as above
+        if symbol == "broken.Broken":
+            return self._broken
+        raise KeyError(symbol)
+
+
+def test_files_whose_imports_are_missing(apps: Apps) -> None:
+    """They cannot be told, and the questions behind the one for them are answered all the same."""
+    pool: Any = descriptor_pool.DescriptorPool(Database())
+    answers = apps.ask(
+        apps.reflection(pool=pool),
+        {"file_by_filename": "broken.proto"},
+        {"file_containing_symbol": "broken.Broken"},
+        {"file_containing_extension": {"containing_type": "broken.Broken", "extension_number": 1}},
+        {"all_extension_numbers_of_type": "broken.Broken"},
+        {"file_containing_symbol": V1.service.name},
+    )
+    assert all(map(missing, answers[:-1]))
+    assert names(answers[-1]) == ["grpc/reflection/v1/reflection.proto"]
+
+
 @pytest.mark.parametrize("version", VERSIONS, ids=["v1", "v1alpha"])
 def test_answers_say_what_they_answer(apps: Apps, app: Any, version: Any) -> None:
     questions: list[dict[str, Any]] = [

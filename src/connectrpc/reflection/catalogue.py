@@ -27,6 +27,10 @@ __all__ = ["Catalogue", "Conversation"]
 
 T = TypeVar("T")
 
+# What pools raise for what they do not know. TypeError is that of a pool over a database which has a file and not all
+# that it imports.
+_UNKNOWN = (KeyError, TypeError)
+
 
 class Catalogue:
     """The services that are listed, and the pools in which they and everything else are described.
@@ -80,7 +84,7 @@ class Catalogue:
         numbers: set[int] = set()
         found = False
         for pool in self._pools:
-            with contextlib.suppress(KeyError):
+            with contextlib.suppress(*_UNKNOWN):
                 extensions = pool.FindAllExtensions(pool.FindMessageTypeByName(extended))
                 numbers.update(extension.number for extension in extensions)
                 found = True
@@ -88,7 +92,7 @@ class Catalogue:
 
     def _find(self, find: Callable[[DescriptorPool], T]) -> T | None:
         for pool in self._pools:
-            with contextlib.suppress(KeyError):
+            with contextlib.suppress(*_UNKNOWN):
                 return find(pool)
         return None
 
