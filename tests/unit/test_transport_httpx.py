@@ -214,6 +214,24 @@ def test_a_request_in_parts() -> None:
     assert [request.headers.get("transfer-encoding") for request in server.requests] == ["chunked", "chunked"]
 
 
+def test_a_request_that_is_read_behind_the_head_of_its_answer() -> None:
+    """As Starlette's test client does. It is not to take what it gets then, which is nothing, for the whole request."""
+
+    class Late(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            stream: Any = request.stream
+
+            def read() -> bytes:
+                try:
+                    return b"".join(stream)
+                except Exception:
+                    return b"failed"
+
+            return httpx.Response(200, stream=Body(read))
+
+    assert send(connect(Late()), iter([b"a", b"b"])).read(None) == b"failed"
+
+
 def test_what_is_not_uploaded() -> None:
     """A server may answer before it has the whole request."""
 

@@ -285,6 +285,7 @@ class _Upload:
 
     def end(self) -> None:
         """No more parts will be read. In the thread that has read them."""
+        self._abandoned = True  # whoever reads on all the same is not to take their end for that of the request
         with _serving_for(None):
             close_parts(self._parts)
 
