@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import logging
 import os
 import subprocess
 import sys
@@ -339,6 +340,43 @@ def test_a_message_does_not_wait_for_the_garbage_collector(kind: str) -> None:
     finally:
         gc.enable()
         free.set()
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("fails", "method"),
+    [*(("handler", method) for method in ALL), ("request", CLIENT), ("request", BIDI)],
+    ids=str,
+)
+def test_a_failure_does_not_wait_for_the_garbage_collector(
+    fails: str, method: Any, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was raised has the handler's frames, and so all that they have."""
+
+    class Value:
+        pass
+
+    kept: list[weakref.ref[Value]] = []
+
+    def handler(request: Any) -> Any:
+        value = Value()
+        kept.append(weakref.ref(value))
+        if fails == "handler":
+            raise ValueError("m")
+        with contextlib.suppress(ConnectError):
+            list(work(request))
+        return [reply("a")] if method.kind.server_streams else reply("a")
+
+    caplog.set_level(logging.CRITICAL, "connectrpc.server")  # a record would have it
+    threads = in_threads(handler)
+    gc.disable()
+    try:
+        answer = answer_of(kind, threads, method, None if fails == "handler" else body_of(method) + b"\1")
+        assert fails == "request" or code_in(answer) == "unknown"
+        (value,) = kept
+        wait_for(lambda: value() is None)  # the thread has still to leave the call
+    finally:
+        gc.enable()
 
 
 def test_turns_come_in_order() -> None:

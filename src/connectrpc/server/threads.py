@@ -223,12 +223,21 @@ class _Ended:
 
 
 class _Raised:
-    """The handler has failed."""
+    """The handler has failed, or what it asked for."""
 
-    __slots__ = ("error",)
+    __slots__ = ("_error",)
 
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+    def __init__(self, error: Exception) -> None:
+        self._error: Exception | None = error
+
+    def take(self) -> Exception:
+        """The failure, which is there once: it has the frames that have this, and would wait for the garbage collector.
+
+        Those have what the call has, large messages too.
+        """
+        error, self._error = self._error, None
+        assert error is not None
+        return error
 
 
 _WANTED, _ENDED = _Wanted(), _Ended()
@@ -250,7 +259,7 @@ class _Work:
         # As a semaphore, but one that the garbage collector may release wherever it finds a thread.
         self._turn: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._event: _Wanted | _Gave | _Ended | _Raised = _WANTED
-        self._reply: tuple[Any, BaseException | None] = (None, None)
+        self._reply: tuple[Any, _Raised | None] = (None, None)
         self._left = False
 
     # In the thread.
@@ -263,11 +272,7 @@ class _Work:
             self._serve()
         except BaseException as error:
             # SystemExit ends a thread, and not the event loop, or the server's thread, that waits for this.
-            failure = error if isinstance(error, Exception) else StrayError(error)
-            if not self._left:
-                self._tell(_Raised(failure))
-            else:
-                coded(self._given._call, failure)  # for the log: there is nobody to answer any more
+            self._fail(error if isinstance(error, Exception) else StrayError(error))
 
     def _serve(self) -> None:
         given = self._given
@@ -291,11 +296,17 @@ class _Work:
             close_messages(messages)
         self._tell(_ENDED)
 
+    def _fail(self, failure: Exception) -> None:
+        if not self._left:
+            self._tell(_Raised(failure))
+        else:
+            coded(self._given._call, failure)  # for the log: there is nobody to answer any more
+
     def _requested(self) -> Iterator[Any]:
         while self._ask(_WANTED):
-            message, error = self._reply
-            if error is not None:
-                raise error
+            message, failed = self._reply
+            if failed is not None:
+                raise failed.take()
             if message is _END:
                 return
             yield message
@@ -371,14 +382,14 @@ class _BlockingWork(_Work):
                 continue
             event = self._event
             if isinstance(event, _Raised):
-                raise event.error
+                raise event.take()
             if not isinstance(event, _Wanted):
                 return event
             assert source is not None
             try:
                 self._reply = next(source, _END), None
             except Exception as error:
-                self._reply = None, error
+                self._reply = None, _Raised(error)
             self.go_on()
 
 
@@ -448,7 +459,7 @@ class _AwaitedWork(_Work):
             self._there.clear()
             event = self._event
             if isinstance(event, _Raised):
-                raise event.error
+                raise event.take()
             if not isinstance(event, _Wanted):
                 return event
             assert source is not None
@@ -457,7 +468,7 @@ class _AwaitedWork(_Work):
             except StopAsyncIteration:
                 self._reply = _END, None
             except Exception as error:
-                self._reply = None, error
+                self._reply = None, _Raised(error)
             self.go_on()
 
 
