@@ -294,7 +294,7 @@ def test_a_deadline_while_a_message_is_sent(method: Any, client: str, monkeypatc
         assert not connection.complete
 
 
-@pytest.mark.parametrize("ends", ["client", "deadline"])
+@pytest.mark.parametrize("ends", ["client", "deadline", "server"])
 @EVERY
 def test_what_was_cut_short_waits_for_no_garbage_collector(method: Any, ends: str) -> None:
     """Its message may be large, and calls that end so many."""
@@ -303,18 +303,31 @@ def test_what_was_cut_short_waits_for_no_garbage_collector(method: Any, ends: st
         pass
 
     kept: list[weakref.ref[Large]] = []
+    holding = asyncio.Event()
 
     async def hold(request: object) -> None:
         large = Large()
         kept.append(weakref.ref(large))
+        holding.set()
         await long()
+
+    async def cancel() -> None:
+        connection = Connection(events)
+        app = app_of(Handler(method, hold))
+        task = asyncio.ensure_future(app(request_of(method), connection.receive, connection.send))
+        await asyncio.wait_for(holding.wait(), 2)
+        task.cancel()
+        await asyncio.wait([task])
 
     gc.disable()
     try:
         events: list[Any] = [part(body_of(method))]
-        if ends == "client":
-            events += [0.05, DISCONNECT]
-        run(Handler(method, hold), method, events, None if ends == "client" else 50)
+        if ends == "server":
+            asyncio.run(cancel())
+        else:
+            if ends == "client":
+                events += [0.05, DISCONNECT]
+            run(Handler(method, hold), method, events, None if ends == "client" else 50)
         assert [reference() for reference in kept] == [None]
     finally:
         gc.enable()

@@ -192,7 +192,7 @@ class Guard:
     def stop(self) -> None:
         """Watch no longer: what is still to be done is done in any case."""
         self._stopped = True
-        self.reason = None  # which has frames that have this
+        self.reason = self._task = None  # which have, or may end with, what has frames that have this
         if self._timer is not None:
             self._timer.cancel()
         self._body.stop_watching()
