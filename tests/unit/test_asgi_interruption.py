@@ -1111,6 +1111,34 @@ def test_events_without_end_after_the_body(method: Any) -> None:
     assert connection.receives < 10
 
 
+@EVERY
+@pytest.mark.parametrize("left", [DISCONNECT, OSError("the client has left")], ids=["event", "error"])
+def test_complaints_behind_the_end_of_a_request(method: Any, left: Any) -> None:
+    """Starlette's BaseHTTPMiddleware makes them of pyvoy's empty events. They do not say that the client has left."""
+    complaint = RuntimeError("Unexpected message received: http.request")
+    events: list[Any] = [part(body_of(method)), complaint, complaint]
+    waiting = asyncio.Event()
+
+    class Complaining(Connection):
+        async def receive(self) -> Event:
+            if self.left == 1:
+                waiting.set()
+            return await super().receive()
+
+    async def handler(request: Any) -> Any:
+        await asyncio.wait_for(waiting.wait(), 2)
+        return [reply("done")] if method.kind.server_streams else reply("done")
+
+    connection = Complaining([*events, 5.0])
+    asyncio.run(serve(app_of(handler), request_of(method), connection))
+    assert connection.complete
+    assert b"done" in b"".join(event.get("body", b"") for event in connection.sent)
+
+    held = Handler(method, long)
+    assert not run(held, method, [*events, left]).complete
+    assert held.log == CANCELLED
+
+
 @pytest.mark.parametrize("root_path", [None, "", "/", "/api", "/api/"])
 @EVERY
 def test_scopes_with_the_least_that_may_be_there(method: Any, root_path: str | None) -> None:

@@ -49,6 +49,7 @@ _READ_AHEAD_MAX_BYTES = 64 * 1024
 _UNBEGUN_MAX_BYTES = 4 * 1024 * 1024
 
 _LEFT: Event = {"type": "http.disconnect"}
+_NOTHING: Event = {"type": "http.request"}
 _EVENT_BYTES = 256  # what an event takes beside its body
 
 # Most of what is waited for takes a few milliseconds. A timer that is taken back costs a tenth of a task that is.
@@ -315,11 +316,13 @@ class RequestBody:
             self._changed.set()
         return event
 
-    async def _event(self) -> Event:
+    async def _event(self, *, complete: bool = False) -> Event:
         try:
             event = await self._receive()
-        except Exception:  # servers differ in how they say that a client has left
-            event = _LEFT
+        except Exception as error:  # servers differ in how they say that a client has left
+            # But behind the end of a request one server gives empty events, of which Starlette's BaseHTTPMiddleware
+            # complains to what it stands around. The news can still come.
+            event = _LEFT if not complete or isinstance(error, OSError) else _NOTHING
         if event["type"] == "http.disconnect":
             self._leave()
         return event
@@ -374,7 +377,7 @@ class RequestBody:
     async def _read_ahead(self, ahead: collections.deque[Event], changed: asyncio.Event) -> None:
         complete = self.ended
         while True:
-            event = await self._event()
+            event = await self._event(complete=complete)
             if self.gone:
                 changed.set()
                 return
