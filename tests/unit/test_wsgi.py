@@ -175,6 +175,14 @@ def test_chunked(method: Any, body: bytes, size: int) -> None:
         assert texts_of(method, answer) == EXPECTED[method]
 
 
+@pytest.mark.parametrize("length", ["", None])
+@pytest.mark.parametrize(("method", "body"), CALLS)
+def test_over_http_2_a_body_needs_no_length(method: Any, body: bytes, length: str | None) -> None:
+    """hypercorn's WSGI says nothing more of it, nor do adapters that serve WSGI on an ASGI server."""
+    answer = respond(ECHO, body, method, CONTENT_LENGTH=length, SERVER_PROTOCOL="HTTP/2")
+    assert texts_of(method, answer) == EXPECTED[method]
+
+
 @pytest.mark.parametrize("length", ["0", "", None, "3", str(len(BODY))])
 def test_a_transfer_coding_that_nobody_decodes(length: str | None) -> None:
     """As wsgiref: what the stream holds is no body, and may have no end."""

@@ -334,8 +334,8 @@ class _RequestBody:
             if self.length is None:
                 self.refusal = plain_response(environ["REQUEST_METHOD"], 400, "Bad Request")
         else:
-            # Servers that can send trailers have framing of their own, and let a body end where it ends.
-            terminated = environ.get("wsgi.input_terminated") or _SEND_TRAILERS in environ
+            # HTTP/2 has framing of its own, and so have servers that can send trailers: a body ends where it ends.
+            terminated = environ.get("wsgi.input_terminated") or not self._http_1 or _SEND_TRAILERS in environ
             self.length = None if terminated else 0
         self._left = self.length
 
