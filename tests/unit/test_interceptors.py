@@ -50,6 +50,7 @@ from harness import (
     canned,
     code_of,
     environ,
+    exchange,
     frame,
     part,
     reply,
@@ -1632,6 +1633,46 @@ def test_a_stream_inside_an_interceptor_that_fails_is_closed(how: str) -> None:
         else:
             made = environ(SERVER.path, body, STREAM_PROTO)
             call_wsgi(wsgi_service(SERVICE, Giving(), interceptors=[outer]), made)
+        assert messages.closed == 1
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize("hooks", [0, 2])
+def test_what_a_handler_gave_is_closed_once(leaves: bool, hooks: int) -> None:
+    """However many stand around it: closing may give back something that can be given back once."""
+
+    class Messages:
+        def __init__(self) -> None:
+            self._messages = iter([reply("a"), reply("b")])
+            self.closed = 0
+
+        def __iter__(self) -> Messages:
+            return self
+
+        def __next__(self) -> Any:
+            return next(self._messages)
+
+        def close(self) -> None:
+            self.closed += 1
+
+    async def on_send(event: Any) -> None:
+        if leaves and event.get("body"):
+            raise OSError("the client has left")
+
+    body = asked(ask("a"))
+    for interceptor in (a_sync_interceptor, an_async_interceptor):
+        messages = Messages()
+        service = SimpleNamespace(server=lambda _: ServerStream(messages))  # noqa: B023  called before it is another
+        options: Any = {"interceptors": [interceptor, *(Hooks() for _ in range(hooks))]}
+        if interceptor is a_sync_interceptor:
+            parts: Any = wsgi_service(SERVICE, service, **options)(environ(SERVER.path, body, STREAM_PROTO), Starter())
+            sent = iter(parts)
+            assert next(sent) == b"", "the head"
+            assert next(sent)
+            assert leaves or list(sent)
+            parts.close()
+        else:
+            exchange(asgi_service(SERVICE, service, **options), scope(SERVER.path, STREAM_PROTO), [part(body)], on_send)
         assert messages.closed == 1
 
 

@@ -196,7 +196,8 @@ def _take_failure(context: CallContext) -> Exception | None:
 
 
 class _Raising:
-    """A handler's messages, as interceptors see them: an error among them is raised."""
+    """A handler's messages, as interceptors see them: an error among them is raised. Closed more than once, they close
+    what the handler gave once: not all of it can stand that."""
 
     __slots__ = ("_messages",)
 
@@ -213,7 +214,8 @@ class _Raising:
         return message
 
     def close(self) -> None:
-        close_messages(self._messages)
+        messages, self._messages = self._messages, iter(())
+        close_messages(messages)
 
 
 class _Whole:
@@ -262,7 +264,8 @@ class _RaisingAsync:
         return message
 
     async def aclose(self) -> None:
-        await aclose_messages(self._messages)
+        messages, self._messages = self._messages, as_async(())
+        await aclose_messages(messages)
 
 
 class _WholeAsync:
