@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from connectrpc.errors import ConnectErrorCode
-from connectrpc.transports._failures import no_connection, reraise, stream_reset, tls_failure
+from connectrpc.transports._failures import causes, no_connection, reraise, stream_reset, tls_failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,6 +79,14 @@ def test_no_connection(error: BaseException, message: str) -> None:
     assert found.code is ConnectErrorCode.UNAVAILABLE
     assert found.message == message
     assert "host-a" not in found.message
+
+
+def test_causes_that_come_of_each_other() -> None:
+    """Each is told once, however they are chained."""
+    lasting = OSError("of the connection")
+    failure = chained(ValueError("of the call"), lasting)
+    lasting.__context__ = failure
+    assert list(itertools.islice(causes(failure), 5)) == [failure, lasting]
 
 
 def fail(failure: Exception, first: Exception | None = None) -> None:

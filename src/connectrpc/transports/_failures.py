@@ -49,6 +49,9 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     Not what somebody further out was handling when the call was made, who may be the caller: Python makes that the
     context of all that is raised meanwhile. It was caught in a frame that is still running, around the one which has
     caught the failure.
+
+    And each of them once, for they may come of each other: httpcore raises what a connection has failed with again, at
+    the next attempt to use that, and then it has a context which it is the cause of.
     """
     caught = error.__traceback__
     frame = None if caught is None else caught.tb_frame.f_back
@@ -57,7 +60,13 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         around.add(frame)
         frame = frame.f_back
     found: BaseException | None = error
-    while found is not None and (found.__traceback__ is None or found.__traceback__.tb_frame not in around):
+    told: set[int] = set()
+    while (
+        found is not None
+        and id(found) not in told
+        and (found.__traceback__ is None or found.__traceback__.tb_frame not in around)
+    ):
+        told.add(id(found))
         yield found
         found = found.__cause__ or found.__context__
 
