@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import os
 import socket
@@ -717,6 +718,67 @@ def test_a_stream_that_is_collected_in_the_middle_of_another_call() -> None:
 
     assert send(connect(Server(collect))).read(None) == b"answer"
     eventually(lambda: body.closed)
+
+
+def test_a_stream_that_is_collected_while_another_is_closed() -> None:
+    """Closing that one may hold them as well."""
+    lock = threading.Lock()
+
+    class Locked(Body):
+        def close(self) -> None:
+            if lock.acquire(timeout=5):
+                super().close()
+                lock.release()
+
+    class Collecting(Body):
+        def close(self) -> None:
+            with lock:
+                left.close()
+            super().close()
+
+    body, other = Locked(b"one", b"two"), Collecting(b"one", b"two")
+    left = send(connect(Server(body)))
+    send(connect(Server(other))).close()
+    assert other.closed
+    eventually(lambda: body.closed)
+
+
+def test_a_stream_that_is_collected_in_a_cycle() -> None:
+    """What reads the body is not collected with it: generators of httpcore's close it then, with the same locks."""
+    held = threading.Event()
+    closed_inside: list[bool] = []
+
+    class Careful(Body):
+        def __iter__(self) -> Iterator[bytes]:
+            try:
+                yield from super().__iter__()
+            except GeneratorExit:
+                closed_inside.append(held.is_set())
+                raise
+
+    class Forgotten:
+        def __init__(self, response: Any) -> None:
+            self.response = response
+            self.itself = self
+
+        def __del__(self) -> None:
+            self.response.close()
+
+    body = Careful(b"one", b"two")
+    left = Forgotten(send(connect(Server(body))))
+    assert left.response.read_chunk() == b"one"
+
+    def collect() -> Body:
+        held.set()
+        gc.collect()
+        held.clear()
+        return Body(b"answer")
+
+    del left
+    assert send(connect(Server(collect))).read(None) == b"answer"
+    eventually(lambda: body.closed)
+    gc.collect()
+    assert True not in closed_inside
 
 
 # Waiting.

@@ -43,7 +43,7 @@ _WRITE_BYTES = 64 * 1024  # a write is bounded by the deadline from part to part
 _OPENING_SECONDS = 5.0  # then a call goes on, come what may, lest a hook that makes calls should wait for itself
 
 _serving = threading.local()
-"""The call that the thread is sending or reading."""
+"""The call that the thread is sending, reading or ending."""
 
 _owners = threading.RLock()
 """Held while a connection changes its owner, and while it is shut down. So a call never hits a connection that has gone
@@ -61,7 +61,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def _serving_for(call: _Call | None) -> Iterator[None]:
-    """While the thread sends or reads for a call."""
+    """While the thread does something for a call. It may hold locks of httpcore's."""
     outer = getattr(_serving, "call", None)
     _serving.call = call
     try:
@@ -70,9 +70,9 @@ def _serving_for(call: _Call | None) -> Iterator[None]:
         _serving.call = outer
 
 
-def _close(response: httpx.Response) -> None:
+def _close(response: httpx.Response, call: _Call) -> None:
     """Close what nobody wants any more; that its connection is lost as well is of no interest."""
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception), _serving_for(call):
         response.close()
 
 
@@ -167,14 +167,16 @@ class HttpxTransport(Transport):
                 self._shares_connections = False
             # A deadline alone needs no other thread where a connection belongs to the call.
             if cancel is not None or (opening.expires_at is not None and self._shares_connections is not False):
-                response = call.wait_for(lambda: self._open(request, content, call), _close)
+                response = call.wait_for(
+                    lambda: self._open(request, content, call), lambda response: _close(response, call)
+                )
             else:
                 response = self._open(request, content, call)
         except BaseException as error:
             if upload is not None:
                 upload.abandon()
-            if call.stream is not None and not call.left_behind:
-                call.stream.end()
+            if not call.left_behind:
+                call.end_stream()
             call.finish()
             if isinstance(error, UploadFailedError):
                 reraise(error.failure)
@@ -197,7 +199,7 @@ class HttpxTransport(Transport):
                     content.end()  # sent whole, or as far as it will be
                 except BaseException:
                     if response is not None:
-                        _close(response)
+                        _close(response, call)
                     raise
         return response
 
@@ -436,7 +438,18 @@ class _Call(Ending):
                 self._line.stop()
         if self.stream is not None:
             with contextlib.suppress(ConnectError):  # without a thread the server is not told
-                Helper.start_task(self.stream.cancel)  # it may have to wait until it can write
+                Helper.start_task(self._cancel_stream)  # it may have to wait until it can write
+
+    def _cancel_stream(self) -> None:
+        if self.stream is not None:
+            with _serving_for(self):
+                self.stream.cancel()
+
+    def end_stream(self) -> None:
+        """Have the server told, over HTTP/2, that nobody waits for the answer any more."""
+        if self.stream is not None:
+            with _serving_for(self):
+                self.stream.end()
 
     def finish(self) -> None:
         with _owners:
@@ -444,6 +457,11 @@ class _Call(Ending):
             if self._line is not None and self._line.owner is self and not self._line.stopped:
                 self._line.owner = None
         super().finish()
+
+
+_unread: set[Iterator[bytes]] = set()
+"""The bodies of answers, until these are closed. Kept here, lest the garbage collector itself close one together with
+the stream that will: httpcore's generators take a lock of its pool then, which the same thread may hold."""
 
 
 class _Response(ChunkedResponse):
@@ -463,6 +481,7 @@ class _Response(ChunkedResponse):
         self._closed = False
         self.status = response.status_code
         self.headers: HeaderView = Headers(response.headers, decoded=read)
+        _unread.add(self._chunks)
 
     def read_chunk(self) -> bytes:
         try:
@@ -481,13 +500,13 @@ class _Response(ChunkedResponse):
 
     def _wait(self) -> bytes:
         # A thread that is left behind is in the generator still, so it is the one to close the response.
-        return self._call.wait_for(self._next_or_close, lambda _: _close(self._response))
+        return self._call.wait_for(self._next_or_close, lambda _: _close(self._response, self._call))
 
     def _next_or_close(self) -> bytes:
         try:
             return self._next()
         except BaseException:
-            _close(self._response)
+            _close(self._response, self._call)
             raise
 
     def check(self) -> None:
@@ -502,6 +521,7 @@ class _Response(ChunkedResponse):
         self._closed = True
         self._call.finish()
         if self._call.left_behind:
+            _unread.discard(self._chunks)
             return
         if getattr(_serving, "call", None) is None:
             self._end()
@@ -512,6 +532,7 @@ class _Response(ChunkedResponse):
                 Helper.start_task(self._end)
 
     def _end(self) -> None:
-        if self._call.stream is not None and not self._response.is_closed:
-            self._call.stream.end()
-        _close(self._response)
+        if not self._response.is_closed:
+            self._call.end_stream()
+        _close(self._response, self._call)
+        _unread.discard(self._chunks)
