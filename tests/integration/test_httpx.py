@@ -21,7 +21,7 @@ from connectrpc.interceptors import Hooks
 
 from colours import AsyncColour, Colour, SyncColour
 from helpers import STREAM_HEAD, Background, answering, black_hole, count_sockets, echo_all, good_answer, settles
-from integration_pb2 import ChatRequest, CountRequest, CountResponse, EchoRequest, NotesRequest, SumRequest
+from integration_pb2 import ChatRequest, CountRequest, CountResponse, EchoRequest, NotesRequest, SumRequest, SumResponse
 from integration_pb2_connect import AsyncProbeServiceClient, ProbeServiceClient
 from rawhttp import Peer, RawServer, chunked, envelope, response
 from rawhttp2 import Frame, frame, h2_server, run_http2_server
@@ -767,6 +767,48 @@ def test_calls_that_end_early_leave_the_others_alone(shared: Wire) -> None:
         assert list(notes).count(f"{name}: cancelled") == 6, "the server was told of each"
 
 
+IDLE = CountRequest(up_to=2, delay_ms=60_000)
+"""For a stream of which nothing comes for long."""
+
+
+def test_calls_beside_streams_of_which_nothing_comes(shared: Wire) -> None:
+    with shared.client() as http_client:
+        client = ProbeServiceClient(shared.url, http_client)
+        streams = [client.call_count(IDLE) for _ in range(3)]
+        for stream in streams:
+            next(stream)
+        reading = [Background(lambda stream=stream: list(stream)) for stream in streams]  # type: ignore[misc]
+        for index in range(30):
+            echo = client.echo(EchoRequest(text=str(index), data=bytes(10_000)), timeout_seconds=10)
+            assert echo.request.text == str(index)
+        for stream in streams:
+            stream.close()
+        assert [background.result() for background in reading] == [[]] * 3
+
+
+def test_async_calls_beside_streams_of_which_nothing_comes(shared: Wire) -> None:
+    async def main() -> None:
+        async with shared.aclient() as http_client:
+            client = AsyncProbeServiceClient(shared.url, http_client)
+
+            async def read() -> None:
+                async for _ in client.count(IDLE):
+                    begun.release()
+
+            begun = asyncio.Semaphore(0)
+            reading = [asyncio.create_task(read()) for _ in range(3)]
+            for _ in reading:
+                await begun.acquire()
+            for index in range(30):
+                echo = await client.echo(EchoRequest(text=str(index), data=bytes(10_000)), timeout_seconds=10)
+                assert echo.request.text == str(index)
+            for task in reading:
+                task.cancel()
+            await asyncio.wait(reading)
+
+    asyncio.run(main())
+
+
 def test_async_calls_that_are_cancelled_leave_the_others_alone(shared: Wire) -> None:
     async def main() -> None:
         async with shared.aclient() as http_client:
@@ -951,6 +993,45 @@ def test_an_answer_that_overtakes_an_upload_over_http2(kind: type[Colour], code:
                 error = client.call_sum(iter(LONG)).error()
                 assert (None if error is None else error.message) == ("no such thing" if answer is answers[0] else None)
             assert server.accepted == 1
+
+
+def add_up(peer: H2Peer) -> None:
+    """Answers each upload with how long it was."""
+    while (stream := peer.request()) is not None:
+        answer = envelope(SumResponse(messages=len(stream.messages())).SerializeToString())
+        peer.head(stream, STREAM)
+        peer.data(stream, answer + envelope(b"{}", 2), end=True)
+
+
+UPLOADS = 8
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_uploads_at_the_same_time_over_a_connection_with_little_room(asynchronous: bool) -> None:
+    """None waits for room of which the server has told already, as another call was just reading."""
+    requests = [SumRequest(number=1, padding=bytes(10_000)) for _ in range(4)]
+
+    def upload(client: ProbeServiceClient) -> int:
+        return client.sum(requests, timeout_seconds=20).messages
+
+    async def aupload(url: str) -> list[int]:
+        async with Wire(url, "HTTP/2", HTTP2).aclient() as http_client:
+            client = AsyncProbeServiceClient(url, http_client)
+            await client.sum([SumRequest()])  # so that the settings are known
+            found = await asyncio.gather(*(client.sum(requests, timeout_seconds=20) for _ in range(UPLOADS)))
+            return [response.messages for response in found]
+
+    with h2_server(add_up, window=1024) as server:
+        if asynchronous:
+            found = asyncio.run(aupload(server.url))
+        else:
+            with Wire(server.url, "HTTP/2", HTTP2).client() as http_client:
+                client = ProbeServiceClient(server.url, http_client)
+                client.sum([SumRequest()])  # so that the settings are known
+                uploads = [Background(lambda: upload(client)) for _ in range(UPLOADS)]
+                found = [background.result(30) for background in uploads]
+        assert found == [4] * UPLOADS
+        assert server.accepted == 1
 
 
 @both

@@ -6,11 +6,13 @@ import asyncio
 import gc
 import gzip
 import os
+import queue
 import socket
 import ssl
 import sys
 import threading
 import time
+import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,11 +28,15 @@ from harness import code_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
+    import h2.exceptions
     import httpx
 
     from connectrpc.transports.httpx import AsyncHttpxTransport, HttpxTransport
+    from connectrpc.transports.httpx._http2 import Stream
 else:
     httpx = pytest.importorskip("httpx")
+    h2 = pytest.importorskip("h2")
+    from connectrpc.transports.httpx._http2 import Stream
 
 HEADERS = [("content-type", "application/proto"), ("x-many", "1"), ("x-many", "2"), ("user-agent", "test")]
 URL = "http://h/p?x=%2F&y=a%20b"
@@ -779,6 +785,209 @@ def test_a_stream_that_is_collected_in_a_cycle() -> None:
     eventually(lambda: body.closed)
     gc.collect()
     assert True not in closed_inside
+
+
+# Connections of HTTP/2, which calls share.
+
+
+class Books:
+    """What h2 knows of a connection whose streams share their room. There is none beyond 9."""
+
+    max_outbound_frame_size = 4
+
+    def __init__(self) -> None:
+        self.room = 0
+        self.sent: list[bytes] = []
+
+    def local_flow_control_window(self, number: int) -> int:
+        if number > 9:
+            raise h2.exceptions.StreamClosedError(number)
+        return self.room
+
+    def send_data(self, _: int, data: bytes) -> None:
+        assert len(data) <= self.room, "h2 would refuse it"
+        self.room -= len(data)
+        self.sent.append(data)
+
+
+class Connection:
+    """A connection of httpcore's, as far as it is reached into. What comes is what tests put there."""
+
+    def __init__(self) -> None:
+        self.books = Books()
+        self._h2_state: Any = self.books
+        self._events: dict[int, list[Any]] = {number: [] for number in range(1, 10)}
+        self._network: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self.reading: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        """Whose turn it is to read, or None where that is for room."""
+
+    def _receive_events(self, _: object, number: int | None = None) -> None:
+        self.reading.put(number)
+        self._network.get(timeout=10)()
+
+    def _write_outgoing_data(self, _: object) -> None:
+        pass
+
+    def comes(self, number: int) -> None:
+        """Something comes on a stream."""
+        self._network.put(lambda: self._events[number].append("event"))
+
+    def grow(self, room: int) -> None:
+        """Let there be room for so many bytes."""
+        self._network.put(lambda: setattr(self.books, "room", room))
+
+    def fail(self) -> None:
+        def failure() -> None:
+            raise ConnectionResetError
+
+        self._network.put(failure)
+
+
+def shared(connection: Connection) -> Any:
+    Stream(connection, None, 1).share()
+    return connection
+
+
+class Running(threading.Thread):
+    """A function that runs in a thread of its own."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        super().__init__(daemon=True)
+        self._function, self._arguments = function, arguments
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._function(*self._arguments)
+        except BaseException as error:
+            self.error = error
+
+    def end(self) -> BaseException | None:
+        """What it raises, soon."""
+        self.join(10)
+        assert not self.is_alive()
+        return self.error
+
+
+def test_what_is_read_by_another_call() -> None:
+    """Nobody waits longer for it, whoever reads on."""
+    connection = shared(Connection())
+    first = Running(connection._receive_events, None, 1)
+    assert connection.reading.get(timeout=10) == 1
+    second, third = Running(connection._receive_events, None, 2), Running(connection._receive_events, None, 3)
+    for call, number in ((third, 3), (second, 2)):
+        connection.comes(number)
+        assert call.end() is None
+        assert first.is_alive()
+        assert connection.reading.get(timeout=10) == 1
+    connection.comes(1)
+    assert first.end() is None
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_who_reads_next(fails: bool) -> None:
+    connection = shared(Connection())
+    first = Running(connection._receive_events, None, 1)
+    assert connection.reading.get(timeout=10) == 1
+    second = Running(connection._receive_events, None, 2)
+    if fails:
+        connection.fail()
+    else:
+        connection.comes(1)
+    assert isinstance(first.end(), ConnectionResetError if fails else type(None))
+    assert connection.reading.get(timeout=10) == 2
+    connection.comes(2)
+    assert second.end() is None
+
+
+def test_room_that_is_read_of_by_another_call() -> None:
+    connection = shared(Connection())
+    first = Running(connection._receive_events, None, 1)
+    assert connection.reading.get(timeout=10) == 1
+    second = Running(connection._send_stream_data, None, 2, b"0123456789")
+    for _ in range(2):
+        connection.grow(-3)  # as after a change of the settings
+        assert connection.reading.get(timeout=10) == 1
+        connection.grow(5)
+        assert connection.reading.get(timeout=10) == 1
+        eventually(lambda: connection.books.room == 0)
+    assert second.end() is None
+    assert connection.books.sent == [b"0123", b"4", b"5678", b"9"]
+    connection.comes(1)
+    assert first.end() is None
+
+
+def test_sending_on_a_stream_that_is_over() -> None:
+    """It is of no matter to whoever reads."""
+    connection = shared(Connection())
+    first = Running(connection._receive_events, None, 1)
+    assert connection.reading.get(timeout=10) == 1
+    assert isinstance(Running(connection._send_stream_data, None, 11, b"data").end(), h2.exceptions.StreamClosedError)
+    assert connection._h2_state.has_room(11)
+    connection.comes(1)
+    assert first.end() is None
+
+
+class AsyncConnection(Connection):
+    """The same for tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._anetwork: asyncio.Queue[Callable[[], object]] = asyncio.Queue()
+        self._network: Any = types.SimpleNamespace(put=self._anetwork.put_nowait)
+
+    async def _receive_events(self, _: object, number: int | None = None) -> None:  # type: ignore[override]
+        self.reading.put(number)
+        happen = await self._anetwork.get()
+        happen()
+
+    async def _write_outgoing_data(self, _: object) -> None:  # type: ignore[override]
+        pass
+
+
+def test_reading_for_each_other_in_tasks() -> None:
+    async def main() -> None:
+        connection = shared(AsyncConnection())
+        first = asyncio.create_task(connection._receive_events(None, 1))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(connection._receive_events(None, 2))
+        third = asyncio.create_task(connection._send_stream_data(None, 3, b"0123456789"))
+        await asyncio.sleep(0)
+        connection.comes(2)
+        await asyncio.wait_for(second, 10)
+        connection.grow(10)
+        await asyncio.wait_for(third, 10)
+        assert connection.books.sent == [b"0123", b"4567", b"89"]
+        assert not first.done()
+        connection.comes(1)
+        await asyncio.wait_for(first, 10)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("when", ["reading", "waiting", "next"])
+def test_a_task_that_is_cancelled_gives_its_turn_on(when: str) -> None:
+    async def main() -> None:
+        connection = shared(AsyncConnection())
+        first, second, third = (asyncio.create_task(connection._receive_events(None, number)) for number in (1, 2, 3))
+        await asyncio.sleep(0)
+        cancelled = first if when == "reading" else second
+        if when == "next":
+            # The turn is given to it just when it has been cancelled.
+            connection._network.put(cancelled.cancel)
+            connection.comes(1)
+        else:
+            cancelled.cancel()
+        await asyncio.wait([cancelled], timeout=10)
+        assert cancelled.cancelled()
+        for task, number in ((third, 3), (second, 2), (first, 1)):
+            if task is not cancelled and not (when == "next" and task is first):
+                connection.comes(number)
+            if task is not cancelled:
+                await asyncio.wait_for(task, 10)
+
+    asyncio.run(main())
 
 
 # Waiting.

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
+import inspect
 import threading
-from typing import Any
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import httpx
+
+from connectrpc.transports._waiting import Wakeup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["H2_FAILURES", "Stream", "pool_of"]
 
@@ -23,7 +32,7 @@ _RESET_FAILURES: tuple[type[Exception], ...] = (AttributeError, *H2_FAILURES)
 _CANCEL = 8  # the error code of RFC 9113 section 7
 
 _SOME_BYTES = 16 * 1024
-"""How much may seem to be sent on a stream that the server has ended. It comes to nothing."""
+"""How much may seem to be sent at a time on a stream that the server has ended. It comes to nothing."""
 
 
 def pool_of(client: Any, url: str) -> Any:
@@ -45,14 +54,24 @@ class _Shared:
     def __init__(self, state: Any, events: dict[int, list[Any]]) -> None:
         self.__dict__.update(_state=state, _events=events, _lock=threading.RLock())
 
-    def local_flow_control_window(self, number: int) -> int:
-        with self._lock:
-            return _SOME_BYTES if _ended(self._events, number) else self._state.local_flow_control_window(number)
+    def has_room(self, number: int) -> bool:
+        """Whether something can be sent on a stream, or whoever tries to will find out that it is over."""
+        try:
+            return self._room(number) > 0
+        except H2_FAILURES:
+            return True
 
-    def send_data(self, number: int, data: bytes) -> None:
+    def _room(self, number: int) -> int:
         with self._lock:
-            if not _ended(self._events, number):
-                self._state.send_data(number, data)
+            return _SOME_BYTES if _ended(self._events, number) else int(self._state.local_flow_control_window(number))
+
+    def send_some(self, number: int, data: bytes) -> int:
+        """Send as much as there is room for; how much that is."""
+        with self._lock:
+            size: int = min(self._room(number), self._state.max_outbound_frame_size, len(data))
+            if size > 0 and not _ended(self._events, number):
+                self._state.send_data(number, data[:size])
+            return max(size, 0)
 
     def end_stream(self, number: int) -> None:
         with self._lock:
@@ -75,6 +94,108 @@ class _Shared:
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._state, name, value)
+
+
+class _Turns:
+    """Whose turn it is to read a connection: one reads for all who wait for something of it. From any thread.
+
+    httpcore has each of them wait for a lock first and then for the network, though what it waits for may have been
+    read by then. Its call goes on when something comes for others, and never where nothing does.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken = False
+        self._waiting: dict[Callable[[], object], Callable[[], object]] = {}
+
+    def take(self, wake: Callable[[], object], is_there: Callable[[], object]) -> bool:
+        """Take the turn; whether it was free. Else the caller is woken when it is, or when ``is_there``."""
+        with self._lock:
+            if self._taken:
+                self._waiting[wake] = is_there
+                return False
+            self._waiting.pop(wake, None)
+            self._taken = True
+            return True
+
+    def tell(self) -> None:
+        """Wake those who have what they wait for, after a read."""
+        with self._lock:
+            self._tell()
+
+    def leave(self, wake: Callable[[], object], *, taken: bool) -> None:
+        """Wait no more, and give the turn on if it was ``taken``, or was to be."""
+        with self._lock:
+            self._waiting.pop(wake, None)
+            if taken:
+                self._taken = False
+            self._tell()
+            if not self._taken and self._waiting:
+                next(iter(self._waiting))()
+
+    def _tell(self) -> None:
+        for wake in [wake for wake, is_there in self._waiting.items() if is_there()]:
+            del self._waiting[wake]
+            wake()
+
+
+def _take_turns(connection: Any, shared: _Shared) -> None:
+    """Have the calls of a connection read it for each other. Nor may two of them send what there is room for once."""
+    itself, kind, turns = weakref.ref(connection), type(connection), _Turns()
+    events = connection._events
+
+    def wait_for(request: Any, number: int | None, is_there: Callable[[], object]) -> None:
+        woken = Wakeup()
+        taken = False
+        try:
+            while not (taken := turns.take(woken.wake, is_there)) and not is_there():
+                woken.wait()
+            while taken and not is_there():
+                kind._receive_events(itself(), request, number)
+                turns.tell()
+        finally:
+            turns.leave(woken.wake, taken=taken)
+
+    def receive(request: Any, number: int) -> None:
+        wait_for(request, number, functools.partial(events.get, number))
+
+    def send(request: Any, number: int, data: bytes) -> None:
+        while data:
+            size = shared.send_some(number, data)
+            if size:
+                data = data[size:]
+                kind._write_outgoing_data(itself(), request)
+            else:
+                wait_for(request, None, functools.partial(shared.has_room, number))
+
+    async def await_for(request: Any, number: int | None, is_there: Callable[[], object]) -> None:
+        woken = asyncio.Event()
+        taken = False
+        try:
+            while not (taken := turns.take(woken.set, is_there)) and not is_there():
+                await woken.wait()
+                woken.clear()
+            while taken and not is_there():
+                await kind._receive_events(itself(), request, number)
+                turns.tell()
+        finally:
+            turns.leave(woken.set, taken=taken)
+
+    async def areceive(request: Any, number: int) -> None:
+        await await_for(request, number, functools.partial(events.get, number))
+
+    async def asend(request: Any, number: int, data: bytes) -> None:
+        while data:
+            size = shared.send_some(number, data)
+            if size:
+                data = data[size:]
+                await kind._write_outgoing_data(itself(), request)
+            else:
+                await await_for(request, None, functools.partial(shared.has_room, number))
+
+    asynchronous = inspect.iscoroutinefunction(kind._receive_events)
+    connection._receive_events = areceive if asynchronous else receive
+    connection._send_stream_data = asend if asynchronous else send
 
 
 def _ended(events: dict[int, list[Any]], number: int) -> bool:
@@ -122,7 +243,9 @@ class Stream:
         the books that are kept of it, get mixed up. Also mind what the server has ended."""
         with contextlib.suppress(AttributeError):
             if not isinstance(self._connection._h2_state, _Shared):
-                self._connection._h2_state = _Shared(self._connection._h2_state, self._connection._events)
+                shared = _Shared(self._connection._h2_state, self._connection._events)
+                _take_turns(self._connection, shared)
+                self._connection._h2_state = shared
 
     @property
     def ended(self) -> bool:
