@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     import h2.exceptions
+    import httpcore
     import httpx
 
     from connectrpc.transports.httpx import AsyncHttpxTransport, HttpxTransport
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 else:
     httpx = pytest.importorskip("httpx")
     h2 = pytest.importorskip("h2")
+    httpcore = pytest.importorskip("httpcore")
     from connectrpc.transports.httpx._http2 import Stream
 
 HEADERS = [("content-type", "application/proto"), ("x-many", "1"), ("x-many", "2"), ("user-agent", "test")]
@@ -817,11 +819,15 @@ class Connection:
         self.books = Books()
         self._h2_state: Any = self.books
         self._events: dict[int, list[Any]] = {number: [] for number in range(1, 10)}
+        self._read_exception: Exception | None = None
+        self._connection_error = False
         self._network: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self.reading: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         """Whose turn it is to read, or None where that is for room."""
 
     def _receive_events(self, _: object, number: int | None = None) -> None:
+        if self._read_exception is not None:
+            raise self._read_exception
         self.reading.put(number)
         self._network.get(timeout=10)()
 
@@ -836,9 +842,9 @@ class Connection:
         """Let there be room for so many bytes."""
         self._network.put(lambda: setattr(self.books, "room", room))
 
-    def fail(self) -> None:
+    def fail(self, error: Exception) -> None:
         def failure() -> None:
-            raise ConnectionResetError
+            raise error
 
         self._network.put(failure)
 
@@ -892,7 +898,7 @@ def test_who_reads_next(fails: bool) -> None:
     assert connection.reading.get(timeout=10) == 1
     second = Running(connection._receive_events, None, 2)
     if fails:
-        connection.fail()
+        connection.fail(ConnectionResetError())
     else:
         connection.comes(1)
     assert isinstance(first.end(), ConnectionResetError if fails else type(None))
@@ -927,6 +933,23 @@ def test_sending_on_a_stream_that_is_over() -> None:
     assert connection._h2_state.has_room(11)
     connection.comes(1)
     assert first.end() is None
+
+
+def test_a_server_that_breaks_http2() -> None:
+    """All calls of the connection fail with it, and it takes no more."""
+    connection = shared(Connection())
+    first = Running(connection._receive_events, None, 1)
+    assert connection.reading.get(timeout=10) == 1
+    others = [
+        Running(connection._receive_events, None, 2),
+        Running(connection._receive_events, None, 3),
+        Running(connection._send_stream_data, None, 4, b"data"),
+    ]
+    connection.fail(h2.exceptions.DenialOfServiceError("a header block that is too large"))
+    assert isinstance(first.end(), h2.exceptions.DenialOfServiceError)
+    for other in others:
+        assert isinstance(other.end(), httpcore.RemoteProtocolError)
+    assert connection._connection_error
 
 
 class AsyncConnection(Connection):

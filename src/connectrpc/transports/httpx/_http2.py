@@ -153,6 +153,9 @@ def _take_turns(connection: Any, shared: _Shared) -> None:
             while taken and not is_there():
                 kind._receive_events(itself(), request, number)
                 turns.tell()
+        except H2_FAILURES as error:
+            _lose(itself(), error)
+            raise
         finally:
             turns.leave(woken.wake, taken=taken)
 
@@ -178,6 +181,9 @@ def _take_turns(connection: Any, shared: _Shared) -> None:
             while taken and not is_there():
                 await kind._receive_events(itself(), request, number)
                 turns.tell()
+        except H2_FAILURES as error:
+            _lose(itself(), error)
+            raise
         finally:
             turns.leave(woken.set, taken=taken)
 
@@ -196,6 +202,17 @@ def _take_turns(connection: Any, shared: _Shared) -> None:
     asynchronous = inspect.iscoroutinefunction(kind._receive_events)
     connection._receive_events = areceive if asynchronous else receive
     connection._send_stream_data = asend if asynchronous else send
+
+
+def _lose(connection: Any, error: Exception) -> None:
+    """Have all calls of a connection fail when the server has broken HTTP/2.
+
+    httpcore tells none of it but the call that has read, unlike where reading itself has failed.
+    """
+    import httpcore  # which httpx, too, imports when it has to
+
+    connection._connection_error = True
+    connection._read_exception = httpcore.RemoteProtocolError(str(error))
 
 
 def _ended(events: dict[int, list[Any]], number: int) -> bool:
