@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import types
 import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 
 from connectrpc._core.chain import aclose_messages
-from connectrpc.transports._background import in_background
+from connectrpc.transports._background import finish, in_background
 from connectrpc.transports._failures import reraise
 from connectrpc.transports._reading import AsyncChunkedResponse
 from connectrpc.transports.httpx._http2 import Stream
@@ -26,7 +25,7 @@ from connectrpc.transports.httpx._httpx import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Generator
+    from collections.abc import AsyncIterator
 
     from connectrpc._core.http import HeaderView, HTTPRequest
 
@@ -166,35 +165,6 @@ class _AsyncUpload:
             await aclose_messages(self._parts)
 
 
-def _finish(work: Coroutine[Any, Any, Any]) -> None:
-    """Do at once what only gives way to other tasks, and leave the rest of it to a task of its own.
-
-    A task that is made while the event loop shuts down may never run.
-    """
-    try:
-        while (waits_for := work.send(None)) is None:
-            pass
-    except StopIteration:
-        return
-    except Exception:
-        return  # the connection is lost in any case
-    in_background(_rest(work, waits_for))
-
-
-@types.coroutine
-def _rest(work: Coroutine[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, None]:
-    try:
-        while True:
-            try:
-                given = yield waits_for
-            except BaseException as error:
-                waits_for = work.throw(error)
-            else:
-                waits_for = work.send(given)
-    except StopIteration:
-        return
-
-
 class _AsyncResponse(AsyncChunkedResponse):
     """An answer of httpx's."""
 
@@ -246,7 +216,7 @@ class _AsyncResponse(AsyncChunkedResponse):
         if self._stream is not None:
             in_background(self._end(self._stream, self._stream.reset(wake=self._reading)))
         elif "network_stream" in self._response.extensions and asyncio.current_task() is not None:
-            _finish(self._response.aclose())
+            finish(self._response.aclose())
         else:
             in_background(self._response.aclose())
 
