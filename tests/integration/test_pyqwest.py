@@ -31,6 +31,7 @@ from connectrpc.transports.pycurl import AsyncPycurlTransport, PycurlTransport
 from colours import COLOURS, AsyncColour, Colour, SyncColour
 from helpers import Background, Usage, black_hole, settles
 from integration_pb2 import CountRequest, CountResponse, EchoRequest, EchoResponse, PingRequest, SumRequest
+from integration_pb2_connect import AsyncProbeServiceClient
 from rawhttp import HOST, RawServer, envelope
 from rawhttp2 import Frame, H2Peer, H2Stream, frame, h2_server, header_block, run_http2_server
 from test_http_clients import TLS
@@ -339,6 +340,28 @@ def test_a_program_may_end_at_any_time(plain_server: Server, how: str) -> None:
     for _ in range(3):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=25, check=False)
         assert (done.returncode, done.stdout) == (0, "over\n"), done.stderr
+
+
+def test_an_event_loop_may_end_while_streams_are_read(plain_server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is complained of when it has cancelled their tasks."""
+
+    async def main() -> None:
+        async with AsyncProbeServiceClient(plain_server.url, http_client) as client:
+
+            async def read() -> None:
+                async for _ in client.count(CountRequest(up_to=2, delay_ms=60_000)):
+                    begun.release()
+
+            begun = asyncio.Semaphore(0)
+            tasks = [asyncio.create_task(read()) for _ in range(20)]
+            for _ in tasks:
+                await begun.acquire()
+
+    http_client = pyqwest.Client(pyqwest.HTTPTransport(http_version=pyqwest.HTTPVersion.HTTP2))
+    for _ in range(10):
+        asyncio.run(main())
+        gc.collect()
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 @pytest.mark.parametrize("version", VERSIONS)

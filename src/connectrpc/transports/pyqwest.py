@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 import contextvars
 import functools
 import os
@@ -18,12 +17,13 @@ import queue
 import re
 import time
 import weakref
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import pyqwest
 
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.transports._background import in_background
+from connectrpc.transports._background import finish, in_background
 from connectrpc.transports._ending import Ending
 from connectrpc.transports._failures import (
     client_timed_out,
@@ -495,11 +495,11 @@ class _AsyncResponse(AsyncChunkedResponse):
         if self._closed:
             return
         self._closed = True
-        closing = self._opened.__aexit__(None, None, None)
         if not self._ended:
-            in_background(closing)
-            return
-        # There is nothing to wait for.
-        with contextlib.suppress(StopIteration):
-            closing.send(None)
-            closing.close()
+            # It is closed by this, and nobody need wait: a task that did would be in the way when the loop ends.
+            closing = self._response.__aexit__(None, None, None)
+            if isinstance(closing, Coroutine):  # unless its content is an iterator of Python's, as an app in memory has
+                closing.close()
+                in_background(self._opened.__aexit__(None, None, None))
+                return
+        finish(self._opened.__aexit__(None, None, None))
