@@ -730,13 +730,13 @@ def test_an_upload_that_the_server_does_not_take_closes_the_callers_generator(ho
 
 
 async def upload_in_time(client: AsyncProbeServiceClient) -> None:
-    error = (await client.call_echo(EchoRequest(data=bytes(20_000_000)), timeout_seconds=0.3)).error()
+    error = (await client.call_echo(EchoRequest(data=bytes(20_000_000)), timeout_seconds=0.8)).error()
     assert error is not None
     assert error.code in (Code.NOT_FOUND, Code.DEADLINE_EXCEEDED)
 
 
 async def stream_in_time(client: AsyncProbeServiceClient) -> None:
-    error = (await client.call_sum(endless(), timeout_seconds=0.3)).error()
+    error = (await client.call_sum(endless(), timeout_seconds=0.8)).error()
     assert error is not None
     assert error.code in (Code.UNIMPLEMENTED, Code.DEADLINE_EXCEEDED)
 
@@ -755,7 +755,7 @@ async def duplex_left(client: AsyncProbeServiceClient) -> None:
             yield ChatRequest(text="x" * 100_000)
 
     with contextlib.suppress(asyncio.TimeoutError):
-        async with client.call_chat(requests(), timeout_seconds=0.3):
+        async with client.call_chat(requests(), timeout_seconds=0.8):
             await asyncio.sleep(0.1)
 
 
@@ -1152,7 +1152,7 @@ def test_a_loop_that_ends_in_the_middle_of_a_call(gunicorn_gthread: Server, kind
         await asyncio.sleep(10)
 
     calls: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
-        "unary": lambda: client.echo(EchoRequest(delay_ms=1000)),
+        "unary": lambda: client.echo(EchoRequest(delay_ms=3000)),
         "upload": lambda: client.sum(endless()),
         "stream": lambda: read(client.count(CountRequest(up_to=1000, delay_ms=10))),
         "stream, left open": left_open,
@@ -1170,7 +1170,7 @@ def test_a_loop_that_ends_in_the_middle_of_a_call(gunicorn_gthread: Server, kind
     for _ in range(2):
         began = time.monotonic()
         asyncio.run(main())
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 2.5
         kept.clear()
         gc.collect()
         assert count_sockets() <= before
