@@ -974,3 +974,45 @@ def test_an_outcome_that_is_kept_keeps_nothing_of_its_request(caller: Any, metho
     del headers
     assert code_of(outcome.error) == "unavailable"
     assert gone() is None
+
+
+@pytest.mark.parametrize("hooks", [[], [Hooks()]], ids=len)
+@pytest.mark.parametrize("method", [UNARY, CLIENT, BIDI], ids=lambda method: method.name)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_call_that_its_caller_has_failed_keeps_nothing_when_the_error_is_gone(
+    method: Any, asynchronous: bool, hooks: list[Any]
+) -> None:
+    """What is no ``ConnectError`` is noted on its way through interceptors, and is not to stay there."""
+    answer = canned(200, STREAM_PROTO, frame(reply("a").SerializeToString()) + OK)
+    given: Any = ["no message"] if method.kind.client_streams else "no message"
+    headers: Any = Headers({"x-h": "1"})
+    gone = weakref.ref(headers)
+
+    def blocking(headers: Any) -> None:
+        caller = SyncClient("http://h", MemoryTransport(answer), interceptors=hooks)._caller
+        with pytest.raises(TypeError):
+            if method is BIDI:
+                list(caller.bidi_stream(method, given, headers))
+            else:
+                (caller.client_stream if method is CLIENT else caller.unary)(method, given, headers)
+
+    async def awaited(headers: Any) -> None:
+        caller = AsyncClient("http://h", AsyncMemoryTransport(answer), interceptors=hooks)._caller
+        with pytest.raises(TypeError):
+            if method is BIDI:
+                async for _ in caller.bidi_stream(method, given, headers):
+                    pass
+            else:
+                await (caller.client_stream if method is CLIENT else caller.unary)(method, given, headers)
+
+    gc.collect()
+    gc.disable()
+    try:
+        if asynchronous:
+            asyncio.run(awaited(headers))
+        else:
+            blocking(headers)
+        del headers
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -124,7 +124,7 @@ class AsyncCaller:
                 response = await build_chain(self._procedures.interceptors, innermost, asynchronous=True)(request)
             return given_by(response)
         except Exception as error:
-            raise coded(context, error)  # noqa: B904  it is the same error, or has it as its cause
+            raise coded(context, error) or error  # noqa: B904  it is the same error, or has it as its cause
 
     async def _send_unary(
         self, method: Method[ReqT, ResT], req: ReqT, extra_headers: HeaderInput | None, deadline: Deadline
@@ -238,8 +238,8 @@ class AsyncCaller:
                 await stream.close()
             await aclose_begun(context)
             failure = coded(context, error)
-            if not isinstance(failure, ConnectError):
-                raise failure  # noqa: B904  it is the same error
+            if failure is None:
+                raise
             return InterceptedStream(context, None, begun, failure)
 
     async def _begin_stream(

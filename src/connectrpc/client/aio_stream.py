@@ -206,8 +206,8 @@ class InterceptedStream(InterceptedOutcome, AsyncStreamOutput[T]):
             await self.close()
             failure = coded(self._context, error)
             if not closed:  # by another task: it has not failed
-                self._error = kept(failure)
-            if not isinstance(failure, ConnectError):
+                self._error = kept(failure or error)
+            if failure is None:
                 raise
             raise StopAsyncIteration from None
         if self._done:  # it was closed meanwhile

@@ -74,8 +74,11 @@ def passing(context: CallContext, error: Exception) -> Exception:
     return error
 
 
-def coded(context: CallContext, error: BaseException) -> BaseException:
-    """What the caller sees of an exception that left the interceptors."""
-    if isinstance(error, ConnectError) or not isinstance(error, Exception) or context.values.get(_OWN) is error:
+def coded(context: CallContext, error: BaseException) -> ConnectError | None:
+    """What the caller is told of an exception that left the interceptors; None if it is raised as it is."""
+    if isinstance(error, ConnectError):
         return error
+    own = context.values.pop(_OWN, None)  # taken away: through its traceback it holds the context
+    if own is error or not isinstance(error, Exception):
+        return None
     return interceptor_failure(error)

@@ -129,7 +129,7 @@ class SyncCaller:
         try:
             return given_by(build_chain(self._procedures.interceptors, innermost, asynchronous=False)(request))
         except Exception as error:
-            raise coded(context, error)  # noqa: B904  it is the same error, or has it as its cause
+            raise coded(context, error) or error  # noqa: B904  it is the same error, or has it as its cause
 
     def _send_unary(
         self,
@@ -249,8 +249,8 @@ class SyncCaller:
                 stream.close()
             close_begun(context)
             failure = coded(context, error)
-            if not isinstance(failure, ConnectError):
-                raise failure  # noqa: B904  it is the same error
+            if failure is None:
+                raise
             return InterceptedStream(context, None, begun, failure)
 
     def _begin_stream(

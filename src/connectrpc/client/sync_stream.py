@@ -189,8 +189,8 @@ class InterceptedStream(InterceptedOutcome, StreamOutput[T]):
         except BaseException as error:
             self.close()
             failure = coded(self._context, error)
-            self._error = kept(failure)
-            if not isinstance(failure, ConnectError):
+            self._error = kept(failure or error)
+            if failure is None:
                 raise
             raise StopIteration from None
         if self._done:  # another thread has closed it meanwhile, but could not close the generators that were running
