@@ -190,12 +190,13 @@ def test_an_empty_body() -> None:
 
 
 @pytest.mark.parametrize("path", [UNARY.path, PURE.path, "/unknown"])
-@pytest.mark.parametrize("http_method", ["GET", "HEAD"])
-def test_get_without_body_does_not_receive(path: str, http_method: str) -> None:
+@pytest.mark.parametrize("http_method", ["GET", "HEAD", "OPTIONS", "DELETE"])
+def test_what_has_no_body_is_not_received(path: str, http_method: str) -> None:
     """On uvicorn over HTTP/2 ``receive`` never returns then."""
     connection = exchange(ECHO, scope(path, None, method=http_method, query_string=b"encoding=proto&message="), [])
     expected = 404 if path == "/unknown" else 200 if (path, http_method) == (PURE.path, "GET") else 405
     assert connection.answer().status == expected
+    assert connection.receives == 0
 
 
 @pytest.mark.parametrize("length", ["-1", "+5", "abc", "5, 5", "", "1_0"])

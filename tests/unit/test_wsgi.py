@@ -37,6 +37,7 @@ from harness import (
     MISSING,
     NAME,
     PROTO,
+    PURE,
     SERVER,
     SERVICE,
     STREAM_PROTO,
@@ -181,6 +182,20 @@ def test_over_http_2_a_body_needs_no_length(method: Any, body: bytes, length: st
     """hypercorn's WSGI says nothing more of it, nor do adapters that serve WSGI on an ASGI server."""
     answer = respond(ECHO, body, method, CONTENT_LENGTH=length, SERVER_PROTOCOL="HTTP/2")
     assert texts_of(method, answer) == EXPECTED[method]
+
+
+@pytest.mark.parametrize("length", ["", None])
+@pytest.mark.parametrize("http_method", ["GET", "HEAD", "OPTIONS", "DELETE"])
+@pytest.mark.parametrize("path", [PURE.path, UNARY.path, "/favicon.ico"])
+def test_over_http_2_what_has_no_body_is_not_read(path: str, http_method: str, length: str | None) -> None:
+    """Behind an adapter that serves WSGI on an ASGI server, reading would be for ever."""
+    stream = Input(b"")
+    query = "connect=v1&encoding=json&message=%7B%22name%22:%22a%22%7D"
+    made = environ(path, content_type="", CONTENT_LENGTH=length, SERVER_PROTOCOL="HTTP/2", wsgi_input=stream)
+    answer = call_wsgi(ECHO, {**made, "REQUEST_METHOD": http_method, "QUERY_STRING": query})
+    served = path == PURE.path and http_method == "GET"
+    assert answer.status == (200 if served else 404 if path == "/favicon.ico" else 405)
+    assert stream.asked == []
 
 
 @pytest.mark.parametrize("length", ["0", "", None, "3", str(len(BODY))])

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from multidict import CIMultiDict
 
 __all__ = [
+    "BODILESS",
     "HTTPRequest",
     "HeaderList",
     "HeaderView",
@@ -22,6 +23,10 @@ __all__ = [
 
 HeaderList = list[tuple[str, str]]
 """Names and values in the order in which they are sent."""
+
+BODILESS = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "TRACE"))
+"""The HTTP methods whose requests have no body, unless they say its length: to wait for one may be for ever, as on some
+servers with HTTP/2, where its end comes with the head."""
 
 
 class RequestHead(abc.ABC):

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from connectrpc._aio import timeout
-from connectrpc._core.http import RequestHead, WholeResponse, address_of
+from connectrpc._core.http import BODILESS, RequestHead, WholeResponse, address_of
 from connectrpc._core.metadata import received
 from connectrpc._core.negotiate import plain_response
 from connectrpc.errors import ConnectError, ConnectErrorCode
@@ -162,7 +162,7 @@ def body_of(scope: Scope, receive: Receive, received: Event | None = None) -> Re
             if not length.isdigit():
                 return plain_response(scope["method"], 400, "Bad Request")
     # Some servers' receive() never returns when the end came with the head.
-    ended = scope["method"] in ("GET", "HEAD") if length is None else not length.strip(b"0")
+    ended = scope["method"] in BODILESS if length is None else not length.strip(b"0")
     return RequestBody(receive, ended=ended, http_1=_is_http_1(scope), received=received)
 
 

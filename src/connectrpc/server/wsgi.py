@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from connectrpc._core.call import StreamServerCall, messages_of
 from connectrpc._core.chain import close_messages
-from connectrpc._core.http import RequestHead, WholeResponse, address_of
+from connectrpc._core.http import BODILESS, RequestHead, WholeResponse, address_of
 from connectrpc._core.metadata import received
 from connectrpc._core.negotiate import may_stream, negotiate, plain_endpoints, plain_response
 from connectrpc._core.pieces import keep
@@ -333,6 +333,8 @@ class _RequestBody:
             self.length = _length(declared)
             if self.length is None:
                 self.refusal = plain_response(environ["REQUEST_METHOD"], 400, "Bad Request")
+        elif environ["REQUEST_METHOD"] in BODILESS:
+            self.length = 0
         else:
             # HTTP/2 has framing of its own, and so have servers that can send trailers: a body ends where it ends.
             terminated = environ.get("wsgi.input_terminated") or not self._http_1 or _SEND_TRAILERS in environ
