@@ -129,10 +129,9 @@ class Stream(StreamOutcome, AsyncStreamOutput[T]):
                     break
                 self._messages = self._call.feed(chunk)
         except ConnectError as error:
-            # A stream that another task has closed has not failed, whatever the library says of its connection.
-            self._end(None if self._done else error)
+            self._end(error)
         except BaseException as error:
-            self._end(None if self._done else error)
+            self._end(error)
             raise
         else:
             self._end(None)
@@ -140,7 +139,8 @@ class Stream(StreamOutcome, AsyncStreamOutput[T]):
 
     def _end(self, error: BaseException | None) -> None:
         self._done = True
-        self._error = kept(error)
+        if not self.closed:  # else it has not failed, whatever the library says of its connection
+            self._error = kept(error)
         if self._response is not None:
             self._response.close()
 
