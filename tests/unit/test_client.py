@@ -17,7 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from connectrpc.client import AsyncClient, SyncClient
 from connectrpc.errors import ConnectError, ConnectErrorCode
-from connectrpc.interceptors import Hooks
+from connectrpc.interceptors import Hooks, Request, Response
 from connectrpc.server import ClientRequest, ClientStream, ServerResponse, ServerStream, wsgi_service
 from connectrpc.streams import AsyncStreamOutput, StreamOutput
 from connectrpc.unary import UnaryOutput
@@ -1014,5 +1014,70 @@ def test_a_call_that_its_caller_has_failed_keeps_nothing_when_the_error_is_gone(
             blocking(headers)
         del headers
         assert gone() is None
+    finally:
+        gc.enable()
+
+
+async def _swallowed(messages: Any) -> AsyncIterator[Any]:
+    try:
+        async for message in messages:
+            yield message
+    except ConnectError:
+        return
+
+
+def _swallowed_blocking(messages: Any) -> Iterator[Any]:
+    try:
+        yield from messages
+    except ConnectError:
+        return
+
+
+@pytest.mark.parametrize("opened", [True, False])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_error_that_an_interceptor_goes_on_without_keeps_nothing(asynchronous: bool, opened: bool) -> None:
+    """As those do that try again."""
+    answer = canned(200, STREAM_PROTO, FAILED) if opened else canned(503, "text/plain", b"")
+    kept: list[weakref.ref[Any]] = []
+
+    def note(request: Request) -> None:
+        value = Headers()
+        request.context.values["value"] = value
+        kept.append(weakref.ref(value))
+
+    def forgive(request: Request, proceed: Any) -> Response:
+        note(request)
+        try:
+            response: Response = proceed(request)
+        except ConnectError:
+            return Response(messages=())
+        response.messages = _swallowed_blocking(response.messages)
+        return response
+
+    async def forgive_async(request: Request, proceed: Any) -> Response:
+        note(request)
+        try:
+            response: Response = await proceed(request)
+        except ConnectError:
+            return Response(messages=())
+        response.messages = _swallowed(response.messages)
+        return response
+
+    def blocking() -> None:
+        caller = SyncClient("http://h", MemoryTransport(answer), interceptors=[forgive])._caller
+        assert list(caller.server_stream(SERVER, ask("a"))) == []
+
+    async def awaited() -> None:
+        caller = AsyncClient("http://h", AsyncMemoryTransport(answer), interceptors=[forgive_async])._caller
+        assert [message async for message in caller.server_stream(SERVER, ask("a"))] == []
+
+    gc.collect()
+    gc.disable()
+    try:
+        if asynchronous:
+            asyncio.run(awaited())
+        else:
+            blocking()
+        assert [reference() for reference in kept] == [None]
     finally:
         gc.enable()

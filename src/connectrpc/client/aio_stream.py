@@ -85,7 +85,7 @@ class StreamCall(AsyncStreamCall[T]):
 class Stream(StreamOutcome, AsyncStreamOutput[T]):
     """A streamed answer."""
 
-    __slots__ = ("_call", "_deadline", "_done", "_error", "_messages", "_response", "closed")
+    __slots__ = ("_deadline", "_messages", "_response", "closed")
 
     def __init__(
         self,
@@ -161,9 +161,7 @@ async def messages_of(context: CallContext, stream: Stream[T], response: Respons
         if stream.closed:  # by another task
             raise ConnectError(ConnectErrorCode.CANCELED, "the stream was closed")
         response.trailers.extend(stream.response_trailers())
-    error = stream.error()
-    if error is not None:
-        raise error
+    stream.raise_error()
 
 
 class InterceptedStream(InterceptedOutcome, AsyncStreamOutput[T]):
@@ -172,7 +170,7 @@ class InterceptedStream(InterceptedOutcome, AsyncStreamOutput[T]):
     The streams that were begun for it, of which interceptors may have made several, do the work.
     """
 
-    __slots__ = ("_begun", "_context", "_done", "_error", "_messages", "_reading", "_response")
+    __slots__ = ("_begun", "_context", "_messages", "_reading")
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ def kept(error: BaseException | None) -> ConnectError | None:
 
 
 class _Outcome(abc.ABC):
-    __slots__ = ()
+    __slots__ = ("_done", "_error")
 
     _done: bool
     _error: ConnectError | None
@@ -57,9 +57,21 @@ class _Outcome(abc.ABC):
 class StreamOutcome(_Outcome):
     """Of a stream without interceptors."""
 
-    __slots__ = ()
+    __slots__ = ("_call",)
 
     _call: StreamClientCall
+
+    def raise_error(self) -> None:
+        """Raise what the stream has failed with, if it has, to interceptors, and keep it no longer.
+
+        They may go on without it, and its traceback has frames that have the stream.
+        """
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # which has this frame
 
     def _metadata(self) -> Metadata:
         return self._call.metadata()
@@ -68,7 +80,7 @@ class StreamOutcome(_Outcome):
 class InterceptedOutcome(_Outcome):
     """Of a stream whose messages have come through interceptors: as the outermost of them left it."""
 
-    __slots__ = ()
+    __slots__ = ("_response",)
 
     _response: Response | None
 

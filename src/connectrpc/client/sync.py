@@ -234,9 +234,7 @@ class SyncCaller:
             except Exception as error:
                 raise passing(context, error)  # noqa: B904  it is the same error
             begun.append(stream)
-            failure = stream.error()
-            if failure is not None:
-                raise failure
+            stream.raise_error()
             response = Response(headers=stream.response_headers())
             response.messages = messages_of(context, stream, response)
             return response

@@ -51,7 +51,7 @@ class Stream(StreamOutcome, StreamOutput[T]):
     woken for it.
     """
 
-    __slots__ = ("_call", "_done", "_error", "_lock", "_messages", "_reading", "_response", "closed")
+    __slots__ = ("_lock", "_messages", "_reading", "_response", "closed")
 
     def __init__(self, call: StreamClientCall, response: SyncResponse | None, error: ConnectError | None) -> None:
         self._call = call
@@ -147,9 +147,7 @@ def messages_of(context: CallContext, stream: Stream[T], response: Response) -> 
         if stream.closed and stream.error() is None:  # by another thread
             raise ConnectError(ConnectErrorCode.CANCELED, "the stream was closed")
         response.trailers.extend(stream.response_trailers())
-    error = stream.error()
-    if error is not None:
-        raise error
+    stream.raise_error()
 
 
 class InterceptedStream(InterceptedOutcome, StreamOutput[T]):
@@ -158,7 +156,7 @@ class InterceptedStream(InterceptedOutcome, StreamOutput[T]):
     The streams that were begun for it, of which interceptors may have made several, do the work.
     """
 
-    __slots__ = ("_begun", "_context", "_done", "_error", "_messages", "_response")
+    __slots__ = ("_begun", "_context", "_messages")
 
     def __init__(
         self,
