@@ -957,6 +957,17 @@ def test_an_interceptor_that_gives_no_message(place: Place, method: Any) -> None
     assert code_of(outcome.error) == ("internal" if place.is_client else "unknown")
 
 
+@pytest.mark.parametrize("method", [SERVER, BIDI], ids=lambda method: method.name)
+def test_an_interceptor_that_gives_no_messages(place: Place, method: Any) -> None:
+    """On a client, which has nothing else to tell it by, the error says so."""
+    outcome = place.call(method, [place.interceptor(after=lambda response: Response(headers=response.headers))])
+    assert outcome.texts == []
+    if place.is_client:
+        assert "a Response without messages has come out of the interceptors" in str(outcome.error)
+    else:
+        assert code_of(outcome.error) == "unknown"
+
+
 # Streams that are left
 
 

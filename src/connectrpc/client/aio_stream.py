@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from connectrpc._aio import timeout
 from connectrpc._core.chain import aclose_begun, aclose_messages, as_async
-from connectrpc.client.interception import coded, passing
+from connectrpc.client.interception import coded, passing, streamed_by
 from connectrpc.client.outcome import InterceptedOutcome, StreamOutcome, kept
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.streams import AsyncStreamCall, AsyncStreamOutput
@@ -179,7 +179,7 @@ class InterceptedStream(InterceptedOutcome, AsyncStreamOutput[T]):
         begun: list[AsyncStreamOutput[Any]],
         error: ConnectError | None,
     ) -> None:
-        messages: Any = () if response is None else response.messages
+        messages: Any = () if response is None else streamed_by(response)
         self._context = context
         self._response = response
         self._begun = begun

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Received = tuple[T, Callable[[], Metadata]]
     """The message of an answer, and what reads its headers and trailers."""
 
-__all__ = ["coded", "given_by", "given_to", "new_request", "passing"]
+__all__ = ["coded", "given_by", "given_to", "new_request", "passing", "streamed_by"]
 
 _OWN = object()
 """The key under which a context keeps an exception that is none of the interceptors'."""
@@ -65,6 +65,13 @@ def given_by(response: Response) -> Received[Any]:
     if response.message is None:
         raise TypeError("a Response without a message has come out of the interceptors")
     return response.message, lambda: (response.headers, response.trailers)
+
+
+def streamed_by(response: Response) -> Any:
+    """``given_by`` of a call that is answered by a stream: its messages."""
+    if response.messages is None:
+        raise TypeError("a Response without messages has come out of the interceptors")
+    return response.messages
 
 
 def passing(context: CallContext, error: Exception) -> Exception:

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from connectrpc._core.chain import close_begun, close_messages
-from connectrpc.client.interception import coded, passing
+from connectrpc.client.interception import coded, passing, streamed_by
 from connectrpc.client.outcome import InterceptedOutcome, StreamOutcome, kept
 from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.streams import StreamOutput
@@ -165,7 +165,7 @@ class InterceptedStream(InterceptedOutcome, StreamOutput[T]):
         begun: list[StreamOutput[Any]],
         error: ConnectError | None,
     ) -> None:
-        messages: Any = () if response is None else response.messages
+        messages: Any = () if response is None else streamed_by(response)
         self._context = context
         self._response = response
         self._begun = begun
