@@ -39,7 +39,8 @@ class _Outcome(abc.ABC):
     def error(self) -> ConnectError | None:
         """Why the stream failed; None while it runs, when it ended well and when it was closed.
 
-        What breaks off the wait for a message, such as a cancellation, is raised there, and is ``canceled`` here.
+        What breaks off the wait for a message, such as a cancellation, is raised there, and is ``canceled`` here. So is
+        ``close()`` where another thread is waiting for a message.
         """
 
     @abc.abstractmethod
