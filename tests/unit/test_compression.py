@@ -241,6 +241,27 @@ for name in ("br", "zstd"):
     assert "pip install 'connect-python[zstd]'" in zstd_
 
 
+@pytest.mark.parametrize(
+    "contents",
+    ["class Decompressor: process = None\ndef compress(data): ...", "raise ImportError", ""],
+    ids=["old", "broken", "another"],
+)
+def test_a_brotli_that_is_of_no_use(tmp_path: Path, contents: str) -> None:
+    """Many packages bring one, in releases older than the extra's: it is as good as none."""
+    (tmp_path / "brotli.py").write_text(contents)
+    script = """
+from connectrpc import compression
+print([found.name for found in compression.installed()])
+try:
+    compression.named("br")
+except ValueError as error:
+    print(error)
+"""
+    installed, br = run_script(script, path=tmp_path).splitlines()
+    assert installed == "['zstd', 'gzip']"
+    assert "too old: pip install 'connect-python[br]'" in br
+
+
 def test_libraries_load_when_they_are_used() -> None:
     script = """
 import sys

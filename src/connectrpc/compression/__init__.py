@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
@@ -53,7 +54,7 @@ def named(name: str) -> Compression:
     """The compression that comes with this package under ``name``: ``gzip``, ``br`` or ``zstd``.
 
     Raises:
-        ValueError: there is none of that name, or its extra is not installed.
+        ValueError: there is none of that name, or its extra is not installed, or too old.
     """
     compression = _cache.get(name)
     if compression is None:
@@ -61,7 +62,8 @@ def named(name: str) -> Compression:
             compression = _cache[name] = _load(name)
         except ImportError as error:
             raise ValueError(
-                f"compression {name!r} needs a package that is not installed: pip install 'connect-python[{name}]'"
+                f"compression {name!r} needs a package that is not installed, or too old: "
+                f"pip install 'connect-python[{name}]'"
             ) from error
     return compression
 
@@ -87,8 +89,9 @@ def installed() -> tuple[Compression, ...]:
     """Every compression that can be used here, the one that does most for its time first."""
     found = []
     for name, package in (("zstd", _ZSTD), ("br", "brotli"), ("gzip", "zlib")):
-        if _is_installed(package):
-            found.append(named(name))
+        if _is_installed(package):  # much cheaper than an import that fails
+            with suppress(ValueError):  # it is there, but of no use
+                found.append(named(name))
     return tuple(found)
 
 

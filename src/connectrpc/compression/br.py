@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import brotli
+from brotli import Decompressor, compress
 
 from connectrpc.compression import TooLargeError
 
 __all__ = ["BrotliCompression"]
+
+# Other packages bring older ones, which inflate whatever they are given without a bound.
+if not hasattr(Decompressor, "can_accept_more_data"):
+    raise ImportError("brotli 1.2 or later is needed")
 
 _STEP = 64 * 1024
 
@@ -24,11 +28,11 @@ class BrotliCompression:
         self._quality = quality
 
     def compress(self, data: bytes) -> bytes:
-        compressed: bytes = brotli.compress(data, quality=self._quality)
+        compressed: bytes = compress(data, quality=self._quality)
         return compressed
 
     def decompress(self, data: bytes, max_bytes: int | None) -> bytes:
-        decompressor = brotli.Decompressor()
+        decompressor = Decompressor()
         parts = []
         left = max_bytes
         while not decompressor.is_finished():
