@@ -212,6 +212,27 @@ def test_a_server_that_ends_lets_calls_finish(kind: str, tmp_path: Path) -> None
 _WAITS = pytest.mark.skipif(sys.version_info >= (3, 12), reason="hypercorn waits there until every call is over")
 
 
+@pytest.mark.parametrize(
+    "kind", ["gunicorn-asgi", "granian-asgi", pytest.param("hypercorn", marks=_WAITS), "uvicorn-httptools"]
+)
+def test_what_a_server_that_ends_cuts_short_is_unavailable(kind: str, tmp_path: Path) -> None:
+    """To its client, which may go to another server."""
+    with (
+        run_server(kind, tmp_path) as server,
+        ProbeServiceClient(server.url, timeout_seconds=30) as client,
+        ThreadPoolExecutor(2) as executor,
+    ):
+        stream = client.call_count(CountRequest(up_to=2, delay_ms=20_000))  # its answer has begun
+        streamed = executor.submit(list, stream)
+        single = executor.submit(client.call_echo, EchoRequest(delay_ms=20_000))
+        time.sleep(0.5)  # there is no telling when the call has begun
+        end(server)
+        streamed.result()
+        for error in (single.result().error(), stream.error()):
+            assert error is not None
+            assert error.code is ConnectErrorCode.UNAVAILABLE, server.logged()
+
+
 @pytest.mark.parametrize("kind", ["gunicorn-asgi", pytest.param("hypercorn", marks=_WAITS), "uvicorn-httptools"])
 def test_a_server_that_ends_ends_long_streams(kind: str, tmp_path: Path) -> None:
     """A stream without end does not keep a server alive."""

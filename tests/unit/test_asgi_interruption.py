@@ -686,6 +686,125 @@ def test_a_client_that_takes_nothing_holds_no_call_after_its_deadline(
 
 
 @EVERY
+@pytest.mark.parametrize("body", ["whole", "begun"])
+def test_a_server_that_cancels_its_calls(method: Any, body: str, caplog: pytest.LogCaptureFixture) -> None:
+    """As one that stops does with those that are not over in time: another can be asked instead. The server's own
+    answer, if it gives one, is HTTP status 500, for which no client tries again."""
+
+    async def read(request: Any) -> None:
+        if method.kind.client_streams:
+            async for _ in request:
+                waiting.set()
+        waiting.set()
+        await long()
+
+    waiting = asyncio.Event()
+    handler = Handler(method, read)
+    connection = Connection([part(body_of(method), body == "begun" and method.kind.client_streams)])
+
+    async def main() -> None:
+        task = asyncio.ensure_future(app_of(handler)(request_of(method), connection.receive, connection.send))
+        await asyncio.wait_for(waiting.wait(), 2)
+        task.cancel("the server stops")
+        done, _ = await asyncio.wait([task], timeout=2)
+        assert done, "it hangs"
+        assert task.cancelled()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+    assert code_in(connection) == "unavailable"
+    assert handler.log == CANCELLED
+    assert quiet(caplog)
+
+
+@EVERY
+def test_a_server_that_cancels_a_call_before_it_has_the_request(method: Any) -> None:
+    receiving = asyncio.Event()
+
+    class Slow(Connection):
+        async def receive(self) -> Event:
+            if not self.left:
+                receiving.set()
+            return await super().receive()
+
+    connection = Slow([part(body_of(method)[:1], True)])
+
+    async def main() -> None:
+        handler = Handler(method, lambda request: request.__aiter__().__anext__())
+        task = asyncio.ensure_future(app_of(handler)(request_of(method), connection.receive, connection.send))
+        await asyncio.wait_for(receiving.wait(), 2)
+        task.cancel()
+        await asyncio.wait([task], timeout=2)
+        assert task.cancelled()
+
+    asyncio.run(main())
+    assert code_in(connection) == "unavailable"
+    if not method.kind.server_streams:
+        assert (b"connection", b"close") in connection.sent[0]["headers"], "the next request would come behind this one"
+
+
+@EVERY
+@pytest.mark.parametrize("again", [False, True])
+def test_a_server_that_does_not_take_the_end_of_a_call_that_it_cancels(
+    method: Any, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not held up; if it cancels once more, not at all."""
+    monkeypatch.setattr(asgi_module, "_CANCELLED_MAX_SECONDS", 60 if again else 0.05)
+    waiting, ending = asyncio.Event(), asyncio.Event()
+
+    async def hold(request: object) -> None:
+        waiting.set()
+        await long()
+
+    async def on_send(event: Event) -> None:
+        if waiting.is_set():
+            ending.set()
+            await asyncio.sleep(60)
+
+    connection = Connection([part(body_of(method))], on_send)
+
+    async def main() -> None:
+        app = app_of(Handler(method, hold))
+        task = asyncio.ensure_future(app(request_of(method), connection.receive, connection.send))
+        await asyncio.wait_for(waiting.wait(), 2)
+        task.cancel()
+        await asyncio.wait_for(ending.wait(), 2)
+        if again:
+            task.cancel()
+        done, _ = await asyncio.wait([task], timeout=10)
+        assert done, "it hangs"
+        assert task.cancelled()
+
+    asyncio.run(main())
+    assert not connection.complete
+
+
+@pytest.mark.parametrize("method", [SERVER, BIDI], ids=lambda method: method.name)
+def test_a_server_that_cancels_a_call_while_it_takes_a_message(method: Any) -> None:
+    """Half of it may have gone out: the end of the stream would be taken for the rest."""
+    sending = asyncio.Event()
+
+    async def on_send(event: Event) -> None:
+        if event.get("body"):
+            assert not sending.is_set()
+            sending.set()
+            await asyncio.sleep(60)
+
+    connection = Connection([part(body_of(method))], on_send)
+
+    async def main() -> None:
+        app = app_of(Handler(method, long))
+        task = asyncio.ensure_future(app(request_of(method), connection.receive, connection.send))
+        await asyncio.wait_for(sending.wait(), 2)
+        task.cancel()
+        await asyncio.wait([task], timeout=2)
+        assert task.cancelled()
+
+    asyncio.run(main())
+    assert not connection.complete
+
+
+@EVERY
 def test_a_server_that_cancels_during_cleanup(method: Any) -> None:
     """After the deadline: what it cancels ends, whatever Python."""
     cleaning = asyncio.Event()
@@ -729,7 +848,7 @@ def test_a_cancellation_that_is_not_the_calls(
     if waits and sys.version_info < (3, 11):  # which cannot tell
         with pytest.raises(asyncio.CancelledError):
             asyncio.run(main())
-        assert not connection.complete
+        assert code_in(connection) == "unavailable"
         return
     with caplog.at_level(logging.CRITICAL, "connectrpc.server"):
         asyncio.run(main())
@@ -769,7 +888,7 @@ def test_a_handler_that_has_its_call_cancelled(method: Any) -> None:
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(main())
-    assert not connection.complete
+    assert code_in(connection) == "unavailable"
 
 
 @EVERY

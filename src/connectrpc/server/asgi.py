@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ASGIApplication", "asgi_app", "asgi_service"]
 
+# How long a server may take the end of a call that it has cancelled. A server that stops waits for it.
+_CANCELLED_MAX_SECONDS = 1.0
+
 
 class ASGIApplication:
     """One or several services. Any number of tasks may call it."""
@@ -142,6 +145,9 @@ class ASGIApplication:
             return
         except Exception as error:
             answer = failed(call.long_way(), error)
+        except asyncio.CancelledError:
+            await _tell(_send(call.long_way().fail(_cancelled()), send))
+            raise
         if isinstance(answer, WholeResponse):
             await _send(answer, send)
         elif short_way.trailers is None:
@@ -331,6 +337,10 @@ async def _single(
             return
         except Exception as error:
             response = failed(call, error)
+        except asyncio.CancelledError:
+            guard.stop()
+            await _tell(_answer_early(call.fail(_cancelled()), body, send))
+            raise
         guard.stop()
         await _taken(call, _answer(response, body, send))
     finally:
@@ -378,6 +388,10 @@ async def _stream(
             await _close(given, call)
             await _taken(call, _answer(response, body, send))
             return
+        except asyncio.CancelledError:
+            guard.stop()
+            await _tell(_answer_early(call.fail(_cancelled()), body, send))
+            raise
         failure: ConnectError | None = None
         try:
             await guard.run(_send_messages(call, head, messages, send, guard))
@@ -386,6 +400,11 @@ async def _stream(
             raise
         except Exception as error:
             failure = coded(call, error)
+        except asyncio.CancelledError:
+            guard.stop()
+            if not guard.sending:  # as with a deadline
+                await _tell(_send_end(call, last_part(call, _cancelled(), stream), send))
+            raise
         finally:
             guard.stop()  # as above
             await _close(messages, call)
@@ -399,6 +418,10 @@ async def _end_stream(call: StreamServerCall, last: bytes, body: RequestBody, se
         await _send_part(last, send, more=True)
         await body.drain()
         last = b""
+    await _send_end(call, last, send)
+
+
+async def _send_end(call: StreamServerCall, last: bytes, send: Send) -> None:
     await _send_part(last, send, more=False)
     if call.has_trailers:
         await _send_event(_trailers(_native(call.trailers)), send)
@@ -455,6 +478,21 @@ async def _taken(call: ServerCall, sending: Coroutine[Any, Any, None]) -> None:
         raise ClientGoneError from None
 
 
+async def _tell(sending: Coroutine[Any, Any, None]) -> None:
+    """Send what ends a call that the server has cancelled, if it takes that. The cancellation goes on afterwards.
+
+    Servers that stop cancel calls which are not over in time. Left to themselves some answer them with HTTP status 500,
+    or have HTTP/2 say that they were cancelled, for which no client tries another server.
+    """
+    with contextlib.suppress(ClientGoneError, asyncio.TimeoutError):
+        async with timeout(_CANCELLED_MAX_SECONDS):
+            await sending
+
+
+def _cancelled() -> ConnectError:
+    return ConnectError(ConnectErrorCode.UNAVAILABLE, "the server has cancelled the call")
+
+
 async def _close(messages: Any, call: ServerCall) -> None:
     """Let a handler's generator run its ``finally``, whose failure is nobody's but its own."""
     before = cancellations()
@@ -492,6 +530,13 @@ async def _answer(response: WholeResponse, body: RequestBody, send: Send) -> Non
     except ClientGoneError:
         await _forgo(send)
         return
+    await _send(response, send)
+
+
+async def _answer_early(response: WholeResponse, body: RequestBody, send: Send) -> None:
+    """Answer without reading on: there is no time for it."""
+    if body.http_1 and not body.ended:
+        response.headers.append(("connection", "close"))
     await _send(response, send)
 
 
