@@ -100,7 +100,8 @@ class CallContext:
 
 
 class Request:
-    """What goes in. Its messages may be replaced, by assigning to it.
+    """What goes in. Its messages may be replaced, by assigning to it. Each interceptor has one of its own: what it
+    assigns is for those further in, and whoever stands around it can call again with what it had.
 
     Attributes:
         context: the call.

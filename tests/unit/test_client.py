@@ -264,6 +264,23 @@ def test_inputs_of_streams() -> None:
             Sync(SERVE).plain(method, AsyncIterable())
 
 
+@pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)
+def test_a_generator_that_has_ended_is_not_sent_again(caller: Any, method: Any) -> None:
+    """It would be a stream without messages, which the server could not tell from one that is meant to be."""
+
+    async def async_generator() -> AsyncIterator[EnumValue]:
+        yield ask("a")
+
+    made = caller(SERVE)
+    for messages in ((ask(name) for name in "a"), *(() if isinstance(made, Sync) else (async_generator(),))):
+        made.plain(method, messages)
+        for form in (made.plain, made.output):
+            sent = len(made.transport.requests)
+            with pytest.raises(ValueError, match="ended already"):
+                form(method, messages)
+            assert len(made.transport.requests) == sent
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_headers_and_deadlines_are_sent(caller: Any, method: Any) -> None:
     made = caller(SERVE, extra_headers={"x-client": "1"}, timeout_seconds=50)

@@ -568,6 +568,96 @@ def test_calling_again(place: Place) -> None:
     assert place.service.calls == 3
 
 
+@pytest.mark.parametrize("method", [UNARY, CLIENT], ids=lambda method: method.name)
+@pytest.mark.parametrize("hooked", [True, False])
+def test_calling_again_around_what_replaces_messages(place: Place, method: Any, hooked: bool) -> None:
+    """Each time it is made of what the caller has given, and nothing of it is lost."""
+
+    def other(message: Any) -> Any:
+        return ask(message.name + "!")
+
+    def replace(request: Request) -> None:
+        if request.messages is None:
+            request.message = other(request.message)
+        elif place.asynchronous:
+            request.messages = changed_async(request.messages)
+        else:
+            messages: Any = request.messages
+            request.messages = map(other, messages)
+
+    async def changed_async(messages: Any) -> AsyncIterator[Any]:
+        if hasattr(messages, "__aiter__"):
+            async for message in messages:
+                yield other(message)
+        else:
+            for message in messages:
+                yield other(message)
+
+    def sync(request: Request, proceed: Any) -> Response:
+        if place.is_client:
+            proceed(request)
+        response: Response = proceed(request)
+        return response
+
+    async def asynchronous(request: Request, proceed: Any) -> Response:
+        if place.is_client:
+            await proceed(request)
+        response: Response = await proceed(request)
+        return response
+
+    inner = [Hooks()] if hooked else [place.interceptor(before=replace)]
+    outcome = place.call(method, [asynchronous if place.asynchronous else sync, *inner])
+    mark = "" if hooked else "!"
+    assert outcome.texts == [f"x{mark},a{mark}" if method is CLIENT else f"a{mark}"]
+
+
+@pytest.mark.parametrize("method", [CLIENT, BIDI], ids=lambda method: method.name)
+@pytest.mark.parametrize("hooked", [True, False])
+def test_calling_again_with_what_is_used_up(method: Any, hooked: bool) -> None:
+    """It would be another stream, without messages, that the server takes for what is meant."""
+    service = Service()
+    answer = through_wsgi(wsgi_service(SERVICE, service))
+
+    def sync(request: Request, proceed: Any) -> Any:
+        drained(proceed(request))
+        return proceed(request)
+
+    async def asynchronous(request: Request, proceed: Any) -> Any:
+        response = await proceed(request)
+        async for _ in response.messages or no_messages():
+            pass
+        return await proceed(request)
+
+    def drained(response: Response) -> None:
+        list(response.messages or ())  # type: ignore[arg-type]
+
+    async def no_messages() -> AsyncIterator[Any]:
+        return
+        yield
+
+    def given() -> Iterator[Any]:
+        yield ask("a")
+
+    async def given_async() -> AsyncIterator[Any]:
+        yield ask("a")
+
+    hooks = [Hooks()] if hooked else []
+    client = SyncClient("http://h", MemoryTransport(answer), interceptors=[sync, *hooks])
+    one = client._caller.client_stream if method is CLIENT else client._caller.bidi_stream_output
+    with pytest.raises(ValueError, match="ended already"):
+        list(one(method, given()))
+
+    async def call(messages: Any) -> None:
+        client = AsyncClient("http://h", AsyncMemoryTransport(answer), interceptors=[asynchronous, *hooks])
+        one: Any = client._caller.client_stream if method is CLIENT else client._caller.bidi_stream_output
+        await one(method, messages)
+
+    for messages in (given(), given_async()):
+        with pytest.raises(ValueError, match="ended already"):
+            asyncio.run(call(messages))
+    assert service.calls == 3
+
+
 @EVERY
 def test_failures_pass_through(place: Place, method: Any) -> None:
     """They see an error that is raised, and the caller sees all of it."""
@@ -1760,14 +1850,19 @@ def test_an_error_that_is_used_again_brings_nothing_along() -> None:
 
 def test_chain() -> None:
     def innermost(request: Any) -> Any:
-        return Response(f"<{request}>")
+        return Response(f"<{request.message}>")
 
     def wrap(mark: str) -> Any:
-        return lambda request, proceed: Response(mark + proceed(request + mark).message + mark)
+        def around(request: Any, proceed: Any) -> Response:
+            request.message += mark
+            return Response(mark + proceed(request).message + mark)
+
+        return around
 
     assert build_chain([], innermost, asynchronous=False) is innermost
     chain: Any = build_chain([wrap("1"), wrap("2")], innermost, asynchronous=False)
-    assert chain("x").message == "12<x12>21"
+    context: Any = None
+    assert chain(Request(context, "x")).message == "12<x12>21"
 
 
 def test_an_unimplemented_method_passes_interceptors() -> None:

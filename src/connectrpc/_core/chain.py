@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import logging
 from types import AsyncGeneratorType, GeneratorType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from multidict import CIMultiDict
 
@@ -38,7 +38,10 @@ __all__ = [
     "interceptor_failure",
     "is_timeout",
     "tell_sent",
+    "unused",
 ]
+
+T = TypeVar("T")
 
 _client_logger = logging.getLogger("connectrpc.client")
 _server_logger = logging.getLogger("connectrpc.server")
@@ -95,6 +98,11 @@ def _with_hooks(adapter: Any, hooks: Hooks, proceed: Step) -> Step:
     return lambda request: adapter(hooks, request, proceed)
 
 
+def _own(request: Request) -> Request:
+    """A request for one interceptor to assign to: who is further out may call again, with what it had."""
+    return Request(request.context, request.message, request.messages)
+
+
 def _not_a_response(interceptor: Any, given: object) -> TypeError:
     """What is raised where an interceptor has given something else than a ``Response``."""
     name = getattr(interceptor, "__qualname__", type(interceptor).__qualname__)
@@ -108,6 +116,20 @@ def _not_a_response(interceptor: Any, given: object) -> TypeError:
         if inspect.iscoroutine(given):
             given.close()  # else Python complains too, of one that nobody has awaited
     return TypeError(f"interceptor {name} gave {type(given).__name__}: expected {expected}")
+
+
+def unused(messages: T) -> T:
+    """The messages that a caller wants to send, which have not been sent before.
+
+    Raises:
+        ValueError: they are a generator that has ended, in a call that is made once more. It would be a stream without
+            messages, and the server could not tell it from one that is meant to be.
+    """
+    if (isinstance(messages, GeneratorType) and messages.gi_frame is None) or (
+        isinstance(messages, AsyncGeneratorType) and messages.ag_frame is None
+    ):
+        raise ValueError("the requests are a generator that has ended already: to call again, make another or a list")
+    return messages
 
 
 def interceptor_failure(error: Exception) -> ConnectError:
@@ -248,7 +270,7 @@ def tell_sent(context: CallContext) -> None:
 
 def _around(interceptor: Any, proceed: Step) -> Step:
     def step(request: Request) -> Response:
-        response = interceptor(request, proceed)
+        response = interceptor(_own(request), proceed)
         if not isinstance(response, Response):
             raise _not_a_response(interceptor, response)
         return response
@@ -293,7 +315,7 @@ def _tell(hooks: Hooks, request: Request, proceed: Step) -> Response:
         if request.messages is None:
             hooks.on_request_message(context, request.message)
         else:
-            request.messages = _tell_each(hooks, context, request.messages)
+            request = Request(context, messages=_tell_each(hooks, context, request.messages))  # as `_own`
         response: Response = proceed(request)
         hooks.on_response_headers(context, response.headers)
         if response.messages is None:
@@ -312,7 +334,7 @@ def _tell(hooks: Hooks, request: Request, proceed: Step) -> Response:
 
 def _tell_each(hooks: Hooks, context: CallContext, messages: Any) -> Iterator[Any]:
     try:
-        for message in messages:
+        for message in unused(messages) if context.is_client else messages:
             _tell_request(hooks, context, message)
             yield message
     finally:
@@ -355,7 +377,7 @@ class _Told(_Ending):
 
 def _around_async(interceptor: Any, proceed: Step) -> Step:
     async def step(request: Request) -> Response:
-        given = interceptor(request, proceed)
+        given = interceptor(_own(request), proceed)
         if not inspect.isawaitable(given):
             raise _not_a_response(interceptor, given)
         response = await given
@@ -437,7 +459,7 @@ async def _tell_async(hooks: Hooks, request: Request, proceed: Step) -> Response
         if request.messages is None:
             hooks.on_request_message(context, request.message)
         else:
-            request.messages = _tell_each_async(hooks, context, request.messages)
+            request = Request(context, messages=_tell_each_async(hooks, context, request.messages))  # as `_own`
         response: Response = await proceed(request)
         hooks.on_response_headers(context, response.headers)
         if response.messages is None:
@@ -456,7 +478,7 @@ async def _tell_async(hooks: Hooks, request: Request, proceed: Step) -> Response
 
 async def _tell_each_async(hooks: Hooks, context: CallContext, messages: Any) -> AsyncIterator[Any]:
     try:
-        async for message in as_async(messages):
+        async for message in as_async(unused(messages) if context.is_client else messages):
             _tell_request(hooks, context, message)
             yield message
     finally:

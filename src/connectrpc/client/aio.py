@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
-from connectrpc._core.chain import aclose_begun, aclose_generator, build_chain
+from connectrpc._core.chain import aclose_begun, aclose_generator, build_chain, unused
 from connectrpc.client.aio_stream import InterceptedStream, Stream, StreamCall, Within, messages_of
 from connectrpc.client.interception import coded, given_by, given_to, new_request, passing
 from connectrpc.client.options import Procedures
@@ -148,7 +148,7 @@ class AsyncCaller:
         request = procedure.request(extra_headers, self._procedures.timeout_ms(deadline))
         messages: list[ResT] = []
         async with Within(deadline):
-            response = await self._transport.send(request, _parts(procedure, reqs))
+            response = await self._transport.send(request, _parts(procedure, unused(reqs)))
             try:
                 call.head(response.status, response.headers)
                 while len(messages) < 2 and not call.ends_early(response) and (chunk := await response.read_chunk()):
@@ -251,7 +251,7 @@ class AsyncCaller:
         call = procedure.call()
         try:
             request = procedure.request(extra_headers, self._procedures.timeout_ms(deadline))
-            body = _parts(procedure, given) if method.kind.client_streams else procedure.send(given)
+            body = _parts(procedure, unused(given)) if method.kind.client_streams else procedure.send(given)
             opening = self._procedures.opening(method, deadline)
             late = "the deadline has passed" if opening is deadline else "the stream was not opened in time"
             async with Within(opening, late):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
-from connectrpc._core.chain import build_chain, close_begun, close_generator
+from connectrpc._core.chain import build_chain, close_begun, close_generator, unused
 from connectrpc.client.interception import coded, given_by, given_to, new_request, passing
 from connectrpc.client.options import Procedures
 from connectrpc.client.outcome import kept
@@ -283,7 +283,7 @@ class SyncCaller:
     ) -> SyncResponse:
         procedure = self._procedures.stream(method)
         request = procedure.request(extra_headers, self._procedures.timeout_ms(deadline))
-        body = _parts(procedure, given) if method.kind.client_streams else procedure.send(given)
+        body = _parts(procedure, unused(given)) if method.kind.client_streams else procedure.send(given)
         opening = self._procedures.opening(method, deadline)
         return self._transport.send(request, body, stream=True, deadline=deadline, opening=opening, cancel=cancel)
 
