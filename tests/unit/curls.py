@@ -127,6 +127,7 @@ FAILURES: list[tuple[int, str, str, str]] = [
     (7, "CONNECT tunnel failed, response 403", "unavailable", "no connection to the server"),
     (56, "CONNECT tunnel failed, response 403", "unavailable", "no connection to the server can be made"),
     (56, "Proxy CONNECT aborted", "unavailable", "no connection to the server can be made"),
+    (16, "", "unavailable", UNANSWERED),
     (16, "nghttp2 shuts down connection with error 1: PROTOCOL_ERROR", "unavailable", "HTTP/2"),
     (18, "transfer closed with 6 bytes remaining to read", "unavailable", "in the middle of the answer"),
     (28, "Connection timed out after 300 milliseconds", "unavailable", "took too long"),

@@ -389,7 +389,7 @@ def test_chunks() -> None:
 
 
 FAILURES: list[tuple[Exception, str, str]] = [
-    (aiohttp.ServerDisconnectedError(), "unavailable", "before it saw the request"),
+    (aiohttp.ServerDisconnectedError(), "unavailable", "whether it saw the request"),
     (aiohttp.ConnectionTimeoutError(), "unavailable", "too long"),
     (aiohttp.SocketTimeoutError(), "deadline_exceeded", "read timeout"),
     (aiohttp.ClientConnectorError(None, OSError(1, "x")), "unavailable", "no connection"),  # type: ignore[arg-type]

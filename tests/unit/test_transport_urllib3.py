@@ -300,7 +300,7 @@ def test_a_stream_that_is_left_drops_its_connection() -> None:
         (lambda connection: NewConnectionError(connection, "x"), "unavailable", "no connection"),
         (lambda connection: NameResolutionError("host", connection, socket.gaierror()), "unavailable", "name"),
         (lambda connection: OSError("x"), "unavailable", ""),
-        (b"", "unavailable", "before it saw the request"),
+        (b"", "unavailable", "whether it saw the request"),
         (b"HTTP/1.1", "unavailable", ""),
         (b"not HTTP at all\r\n\r\n", "unavailable", "failed"),
         (lambda _: Socket(failure=TimeoutError("x")), "deadline_exceeded", "read timeout"),

@@ -183,9 +183,9 @@ def closed_unanswered() -> ConnectError:
     """What it is to the caller that the connection was closed before the head of the answer.
 
     Such a call is not sent again: the server may have closed an idle connection just as the request went out, and then
-    it was never processed, but nothing can tell that from a server which died over it.
+    it was never processed, but nothing can tell that from a server which died over it, or had no more time for it.
     """
     return ConnectError(
         ConnectErrorCode.UNAVAILABLE,
-        "the server closed the connection without an answer, most likely before it saw the request",
+        "the server closed the connection without an answer; whether it saw the request is not known",
     )

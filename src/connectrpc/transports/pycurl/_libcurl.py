@@ -307,6 +307,8 @@ def _coded(error: BaseException, curl: Any, *, answered: bool) -> ConnectError:
         return no_connection(error)
     if number in _NOT_HTTP:
         return ConnectError(ConnectErrorCode.UNAVAILABLE, "what the server answers is not HTTP")
+    if number == pycurl.E_HTTP2 and not text:  # as of all the streams of a connection that ends, but one
+        number = pycurl.E_RECV_ERROR
     if number in _UNANSWERED and not answered:
         return closed_unanswered()
     return connection_failed(_REASONS.get(number, "libcurl failed" if number is None else f"libcurl's error {number}"))
