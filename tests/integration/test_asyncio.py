@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -1116,6 +1117,27 @@ def test_one_client_in_two_loops(gunicorn_gthread: Server) -> None:
         asyncio.run(echo_once(client))
         asyncio.run(count_some(client))
     asyncio.run(client.aclose())
+
+
+def test_one_client_in_loops_of_several_threads(gunicorn_gthread: Server) -> None:
+    """As of a module whose async functions a framework runs from its threads, each in a loop of its own."""
+    client = AsyncProbeServiceClient(gunicorn_gthread.url, timeout_seconds=30)
+    before = count_sockets()
+
+    async def some() -> None:
+        for _ in range(10):
+            await echo_once(client)
+            await count_some(client)
+
+    def work() -> None:
+        for _ in range(3):
+            asyncio.run(some())
+
+    with ThreadPoolExecutor(4) as executor:
+        for done in [executor.submit(work) for _ in range(4)]:
+            done.result()
+    asyncio.run(client.aclose())
+    assert count_sockets() <= before
 
 
 def test_one_client_in_two_loops_leaves_nothing_open(gunicorn_gthread: Server) -> None:

@@ -538,13 +538,50 @@ def test_a_session_that_was_made_in_another_event_loop() -> None:
     loop.close()
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_sessions_of_loops_that_run_at_the_same_time(closed: bool) -> None:
+    """As where a framework runs async code from its threads. One does not close another's, but for the whole client."""
+    transport = AiohttpTransport(None)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def find() -> aiohttp.ClientSession:
+        return transport._find().session
+
+    async def other() -> aiohttp.ClientSession:
+        session = await find()
+        if closed:
+            await transport.aclose()
+            assert session.closed
+        return session
+
+    async def settle() -> None:
+        await asyncio.sleep(0)  # what was asked of the loop before this is under way
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
+
+    try:
+        session = asyncio.run_coroutine_threadsafe(find(), loop).result(10)
+        assert asyncio.run(other()) is not session
+        asyncio.run_coroutine_threadsafe(settle(), loop).result(10)
+        assert session.closed is closed
+        again = asyncio.run_coroutine_threadsafe(find(), loop).result(10)
+        assert (again is session) is not closed
+        asyncio.run_coroutine_threadsafe(transport.aclose(), loop).result(10)
+        assert again.closed
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
 def test_sessions_of_its_own() -> None:
     """One for each event loop, and none is left to complain when it is collected."""
     transport = AiohttpTransport(None)
 
     async def main() -> aiohttp.ClientSession:
-        session = transport._find_session()
-        assert transport._find_session() is session
+        session = transport._find().session
+        assert transport._find().session is session
         return session
 
     one = asyncio.run(main())
@@ -553,11 +590,12 @@ def test_sessions_of_its_own() -> None:
     assert one.closed
 
     async def close() -> None:
-        session = transport._find_session()
+        session = transport._find().session
         await transport.aclose()
         await transport.aclose()
         assert session.closed
 
     asyncio.run(close())
     asyncio.run(main())
+    assert len(transport._bound) == 1, "those of loops that are over are forgotten"
     asyncio.run(transport.aclose())

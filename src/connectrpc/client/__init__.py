@@ -138,14 +138,14 @@ class SyncClient:
 
 
 class AsyncClient:
-    """What every generated asynchronous client is. For any number of tasks of one event loop at a time.
+    """What every generated asynchronous client is. For any number of tasks of one event loop.
 
     Args:
         base_url: where the service is: scheme, host, and a path if it is served below one.
         http_client: the ``aiohttp.ClientSession``, ``httpx.AsyncClient``, ``pyqwest.Client`` or transport to use, such
             as an ``AsyncPycurlTransport``. It stays the caller's: it is not closed here. None makes one of its own,
-            over aiohttp, when it is first used, which ``aclose()`` closes; such a client may be used in one
-            ``asyncio.run()`` after the other.
+            over aiohttp, in each event loop where it is used, which ``aclose()`` closes; such a client may be used in
+            any number of loops, also of several threads at once.
         options: see ``ClientOptions``.
 
     Raises:

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class AsyncCaller:
-    """Calls methods on one server, for the tasks of one event loop; see ``connectrpc.client.AsyncClient``."""
+    """Calls methods on one server, for asynchronous code; see ``connectrpc.client.AsyncClient``."""
 
     def __init__(self, base_url: str, http_client: object | None, options: ClientOptions) -> None:
         self._procedures = Procedures(base_url, options, asynchronous=True)

@@ -57,17 +57,13 @@ class AiohttpTransport:
 
     def __init__(self, session: object | None, *, connect_timeout: float | None = None) -> None:
         self._connect_timeout = connect_timeout
-        self._owns_session = session is None
         self._session = cast("aiohttp.ClientSession | None", session)
-        self._keeper: AsyncGenerator[None, None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        # What may be under way.
-        self._bodies: weakref.WeakSet[_Body] = weakref.WeakSet()
-        self._responses: weakref.WeakSet[_Response] = weakref.WeakSet()
-        self._timeout: aiohttp.ClientTimeout | None = None
+        self._bound: dict[asyncio.AbstractEventLoop, _Bound] = {}
+        """What it has in each event loop. There may be one in every thread, as where frameworks run async code from
+        threads of their own."""
 
     async def send(self, request: HTTPRequest, body: bytes | AsyncIterator[bytes] | None) -> _Response:
-        session = self._find_session()
+        bound = self._find()
         upload: _Upload | None = None
         large: _Body | None = None
         if body is not None and not isinstance(body, bytes):
@@ -76,9 +72,9 @@ class AiohttpTransport:
         elif body is not None and len(body) > _LARGE:
             large = _BytesBody(io.BytesIO(body))
         if large is not None:
-            self._bodies.add(large)
+            bound.bodies.add(large)
         try:
-            response = await session.request(
+            response = await bound.session.request(
                 request.method,
                 URL(request.url, encoded=request.url.isascii()),  # what is not, has to be encoded
                 data=body if large is None else large,
@@ -87,72 +83,104 @@ class AiohttpTransport:
                 allow_redirects=False,
                 raise_for_status=False,
                 auto_decompress=False,
-                timeout=self._timeout,
+                timeout=bound.timeout,
             )
         except BaseException as error:
             if large is not None:
                 large.give_up()
             if isinstance(error, _FAILURES) or (isinstance(error, UnicodeError) and package_of(error) in _OF_NAMES):
-                if self._owns_session and self._session is not session:
+                if self._session is None and self._bound.get(bound.loop) is not bound:
                     raise _closed() from error
                 _fail(error, upload, answered=False)
             raise
-        assert self._loop is not None
-        given = _Response(response, upload, large, self._loop)
+        given = _Response(response, upload, large, bound.loop)
         if upload is not None and upload.failure is not None:  # meanwhile, when there was nobody to tell
             given.close()
             reraise(upload.failure)
         if response.connection is not None:  # its body is still to come
-            self._responses.add(given)
+            bound.responses.add(given)
         return given
 
-    def _find_session(self) -> aiohttp.ClientSession:
+    def _find(self) -> _Bound:
         loop = asyncio.get_running_loop()
-        if self._session is None or self._loop is not loop:
-            self._bind(loop)
-        assert self._session is not None
-        return self._session
+        return self._bound.get(loop) or self._bind(loop)
 
-    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _bind(self, loop: asyncio.AbstractEventLoop) -> _Bound:
         """Take up work in ``loop``: a session is good for one loop only."""
-        if self._owns_session:
+        session, keeper = self._session, None
+        if session is None:
+            for other in list(self._bound):
+                if other.is_closed():
+                    self._bound.pop(other, None)
             # As few things of its own as can be: no cookies, and as many connections as there are calls.
-            self._session = aiohttp.ClientSession(
+            session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
             )
-            self._keeper = _keep(self._session)
-        elif self._loop is not None or getattr(self._session, "_loop", loop) is not loop:
+            keeper = _keep(session)
+        elif self._bound or getattr(session, "_loop", loop) is not loop:
             raise RuntimeError(
                 "this client's aiohttp.ClientSession belongs to another event loop: make a session and a client in "
                 "each asyncio.run(), or leave http_client out"
             )
-        assert self._session is not None
-        self._loop = loop
         # A session's default ends any call after five minutes; how long a call may take is said by its deadline. The
         # limits for connecting and between reads are the user's.
-        own = self._session.timeout
+        own = session.timeout
         connect, sock_connect = own.connect, own.sock_connect
         if self._connect_timeout is not None:
             sock_connect = self._connect_timeout  # for each address
-            connector = self._session.connector
+            connector = session.connector
             # The other counts all of it, a proxy and the resolution of names as well; but also waiting for the end of
             # other calls, where there is a limit for connections.
             if connector is not None and not connector.limit and not connector.limit_per_host:
                 connect = self._connect_timeout
-        self._timeout = aiohttp.ClientTimeout(
-            total=None, connect=connect, sock_connect=sock_connect, sock_read=own.sock_read
-        )
+        timeout = aiohttp.ClientTimeout(total=None, connect=connect, sock_connect=sock_connect, sock_read=own.sock_read)
+        bound = self._bound[loop] = _Bound(loop, session, keeper, timeout)
+        return bound
 
     async def aclose(self) -> None:
-        if self._owns_session and self._session is not None:
-            session, self._session = self._session, None
-            if self._loop is asyncio.get_running_loop():
+        if self._session is None:
+            bounds, self._bound = self._bound, {}
+            bound = bounds.pop(asyncio.get_running_loop(), None)
+            for other in bounds.values():
+                other.keeper = None  # which closes the session in its own loop, since nobody holds it
+            if bound is not None:
                 # Closing the session would wait until the server has taken the bodies, and wakes nobody who reads.
-                for body in list(self._bodies):
+                for body in list(bound.bodies):
                     body.give_up()
-                for response in list(self._responses):
+                for response in list(bound.responses):
                     response.abandon()
-                await session.close()
+                await bound.session.close()
+
+
+class _Bound:
+    """What a transport has in one event loop.
+
+    Args:
+        loop: the loop.
+        session: what the calls go through.
+        keeper: closes the session at the loop's end or when it is collected; None where it is not ours to close.
+        timeout: the session's limits, as calls have them.
+
+    Attributes:
+        bodies: of requests that may be under way.
+        responses: that may be under way.
+    """
+
+    __slots__ = ("bodies", "keeper", "loop", "responses", "session", "timeout")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        session: aiohttp.ClientSession,
+        keeper: AsyncGenerator[None, None] | None,
+        timeout: aiohttp.ClientTimeout,
+    ) -> None:
+        self.loop = loop
+        self.session = session
+        self.keeper = keeper
+        self.timeout = timeout
+        self.bodies: weakref.WeakSet[_Body] = weakref.WeakSet()
+        self.responses: weakref.WeakSet[_Response] = weakref.WeakSet()
 
 
 def _keep(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
