@@ -1909,6 +1909,44 @@ def test_messages_that_hooks_are_told_of_while_the_answer_is_read() -> None:
     assert told == [("set", False)] * 2
 
 
+@EVERY
+@pytest.mark.parametrize("threads", [True, False])
+def test_context_variables_end_with_the_call(method: Any, threads: bool) -> None:
+    """Though a server's thread goes on to another's call: that is not to be taken for one of who was here before."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+    seen: list[str] = []
+
+    class Noting(Service):
+        def _answer(self, names: list[str], request: Any) -> Any:
+            seen.append(variable.get())
+            return super()._answer(names, request)
+
+        def _messages(self, names: Any) -> Iterator[Any]:
+            try:
+                seen.append(variable.get())
+                yield from super()._messages(names)
+            finally:
+                seen.append(variable.get())
+
+    def identify(request: Request, proceed: Any) -> Response:
+        seen.append(variable.get())
+        variable.set(variable.get() + ", then ada")
+        response: Response = proceed(request)
+        return response
+
+    service = Noting()
+    answer = through_wsgi(
+        wsgi_service(SERVICE, InThreads(service) if threads else service, interceptors=[identify, Hooks()])
+    )
+    client = SyncClient("http://h", MemoryTransport(answer))
+    variable.set("the server's")
+    for _ in range(2):
+        assert call_sync(client, method).error is None
+        assert seen == ["the server's", *["the server's, then ada"] * (2 if method.kind.server_streams else 1)]
+        seen.clear()
+    assert variable.get() == "the server's"
+
+
 @pytest.mark.parametrize("interceptors", [[], [Hooks()]], ids=len)
 def test_what_a_request_iterator_raises_in_the_midst_of_a_stream(interceptors: list[Any]) -> None:
     """It comes to the caller as it is too."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -53,11 +54,16 @@ def _intercepted(method: Method[Any, Any], handler: Handler, interceptors: Seque
     chain = build_chain(interceptors, innermost, asynchronous=False)
 
     def call(given: Any) -> Any:
+        # A server's thread goes from call to call: one must not see who has made the one before it. Tasks do so anyway.
+        variables = contextvars.copy_context()
+        return variables.run(call_in, variables, given)
+
+    def call_in(variables: contextvars.Context, given: Any) -> Any:
         request = _request(given)
         try:
             response = chain(request)
             if method.kind.server_streams:
-                return ServerStream(_Whole(request, response), response.headers, response.trailers)
+                return ServerStream(_Whole(request, response, variables), response.headers, response.trailers)
             return _whole(request, response)
         except BaseException as error:
             with _logged(method):
@@ -219,25 +225,32 @@ class _Raising:
 
 
 class _Whole:
-    """The messages that come out of the interceptors. Closing them closes everything that was begun for them."""
+    """The messages that come out of the interceptors. Closing them closes everything that was begun for them.
 
-    __slots__ = ("_messages", "_request", "_response")
+    They are made, and closed, with the call's own context variables.
+    """
 
-    def __init__(self, request: Request, response: Response) -> None:
+    __slots__ = ("_messages", "_request", "_response", "_variables")
+
+    def __init__(self, request: Request, response: Response, variables: contextvars.Context) -> None:
         self._request = request
         self._response = response
+        self._variables = variables
         self._messages: Any = None
         request.context._call.keeps_failure = True
 
     def __iter__(self) -> Iterator[Any]:
         messages: Any = self._response.messages
-        self._messages = iter(messages)
+        self._messages = self._variables.run(iter, messages)
         return self
 
     def __next__(self) -> Any:
-        return next(self._messages)
+        return self._variables.run(next, self._messages)
 
     def close(self) -> None:
+        self._variables.run(self._close)
+
+    def _close(self) -> None:
         context = self._request.context
         context._failure = failure = _take_failure(context)
         try:
