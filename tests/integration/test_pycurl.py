@@ -867,11 +867,12 @@ def test_requests_go_out_while_nobody_reads(count: int, size: int, seconds: floa
 
 
 INTERRUPTED = """
-import itertools, os, random, signal, sys, threading, time
+import faulthandler, itertools, os, random, signal, sys, threading, time
 from connectrpc.transports.pycurl import PycurlTransport
 from integration_pb2 import ChatRequest, CountRequest, EchoRequest, SumRequest
 from integration_pb2_connect import ProbeServiceClient
 
+faulthandler.dump_traceback_later(25, exit=True)  # where it hangs
 url, silent, version = sys.argv[1:]
 transport = PycurlTransport(http_version=version)
 client = ProbeServiceClient(url, transport, protocol="connect")
