@@ -199,6 +199,15 @@ def test_what_has_no_body_is_not_received(path: str, http_method: str) -> None:
     assert connection.receives == 0
 
 
+@pytest.mark.parametrize("http_method", ["GET", "OPTIONS", "DELETE"])
+def test_a_body_of_what_has_none_by_rights_is_read(http_method: str) -> None:
+    """A client that is still sending may lose an answer that comes before its end."""
+    given = scope(UNARY.path, PROTO, [("Transfer-Encoding", "chunked")], method=http_method)
+    connection = exchange(ECHO, given, [part(b"one", True), part(b"two", False)])
+    assert connection.answer().status == 405
+    assert connection.receives == 2
+
+
 @pytest.mark.parametrize("length", ["-1", "+5", "abc", "5, 5", "", "1_0"])
 def test_lengths_that_are_none(length: str) -> None:
     assert respond(ECHO, headers=[("content-length", length)]).status == 400

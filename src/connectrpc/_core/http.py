@@ -25,8 +25,8 @@ HeaderList = list[tuple[str, str]]
 """Names and values in the order in which they are sent."""
 
 BODILESS = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "TRACE"))
-"""The HTTP methods whose requests have no body, unless they say its length: to wait for one may be for ever, as on some
-servers with HTTP/2, where its end comes with the head."""
+"""The HTTP methods whose requests have no body, unless they say its length or how it is coded: to wait for one may be
+for ever, as on some servers with HTTP/2, where its end comes with the head."""
 
 
 class RequestHead(abc.ABC):

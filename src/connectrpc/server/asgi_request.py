@@ -155,14 +155,16 @@ def body_of(scope: Scope, receive: Receive, received: Event | None = None) -> Re
         receive: gives its events.
         received: an event that was received already.
     """
-    length = None
+    length, bodiless = None, scope["method"] in BODILESS
     for name, value in scope["headers"]:
         if name == b"content-length":
             length = value.strip(b" \t")
             if not length.isdigit():
                 return plain_response(scope["method"], 400, "Bad Request")
+        elif name == b"transfer-encoding":  # RFC 9112 section 6.3: there is a body, whatever the method
+            bodiless = False
     # Some servers' receive() never returns when the end came with the head.
-    ended = scope["method"] in BODILESS if length is None else not length.strip(b"0")
+    ended = bodiless if length is None else not length.strip(b"0")
     return RequestBody(receive, ended=ended, http_1=_is_http_1(scope), received=received)
 
 
