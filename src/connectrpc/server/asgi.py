@@ -20,6 +20,7 @@ from connectrpc.errors import ConnectError, ConnectErrorCode
 from connectrpc.request import AsyncClientStream, ClientRequest
 from connectrpc.server.asgi_guard import Guard, cancellations
 from connectrpc.server.asgi_request import (
+    LEFT,
     ClientGoneError,
     Head,
     RequestBody,
@@ -117,7 +118,7 @@ class ASGIApplication:
         try:
             event = await receive()
         except Exception:  # servers differ in how they say that a client has left
-            event = {"type": "http.disconnect"}
+            event = LEFT
         body = event.get("body", b"")
         server = short_way.server
         if event["type"] != "http.request" or event.get("more_body", False) or not server.is_plain(body):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from connectrpc.server.asgi_guard import Guard
 
 __all__ = [
+    "LEFT",
     "ClientGoneError",
     "Event",
     "Head",
@@ -48,7 +49,9 @@ _READ_AHEAD_MAX_BYTES = 64 * 1024
 # has room for as much as a call of one message may hold while its handler waits.
 _UNBEGUN_MAX_BYTES = 4 * 1024 * 1024
 
-_LEFT: Event = {"type": "http.disconnect"}
+LEFT: Event = {"type": "http.disconnect"}
+"""The news that the client has left."""
+
 _NOTHING: Event = {"type": "http.request"}
 _EVENT_BYTES = 256  # what an event takes beside its body
 
@@ -275,7 +278,7 @@ class RequestBody:
                 try:
                     event = await self._receive()
                 except Exception:
-                    event = _LEFT
+                    event = LEFT
                 finally:
                     self._receiving = False
                     if self._timer is None:
@@ -308,7 +311,7 @@ class RequestBody:
         if not self._ahead:
             self._receiving = True
             try:
-                return _LEFT if self.gone else await self._event()
+                return LEFT if self.gone else await self._event()
             finally:
                 self._receiving = False
                 self._watch_soon()
@@ -324,7 +327,7 @@ class RequestBody:
         except Exception as error:  # servers differ in how they say that a client has left
             # But behind the end of a request one server gives empty events, of which Starlette's BaseHTTPMiddleware
             # complains to what it stands around. The news can still come.
-            event = _LEFT if not complete or isinstance(error, OSError) else _NOTHING
+            event = LEFT if not complete or isinstance(error, OSError) else _NOTHING
         if event["type"] == "http.disconnect":
             self._leave()
         return event
