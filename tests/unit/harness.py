@@ -643,6 +643,17 @@ def canned(status: int, content_type: str | None, body: bytes, **headers: str) -
     return lambda request, body_: Answer(status, pairs, body)
 
 
+class Forgotten:
+    """Whoever has left an answer in a reference cycle: the garbage collector closes it, wherever it happens to run."""
+
+    def __init__(self, response: Any) -> None:
+        self.response = response
+        self.itself = self
+
+    def __del__(self) -> None:
+        self.response.close()
+
+
 def code_of(error: BaseException | None) -> str:
     """The name of an error's code."""
     assert isinstance(error, ConnectError), repr(error)

@@ -23,7 +23,7 @@ from connectrpc.deadline import NO_DEADLINE, Deadline
 from connectrpc.errors import ConnectError
 from connectrpc.transports import async_transport, sync_transport
 from connectrpc.transports._waiting import Waiting
-from harness import code_of
+from harness import Forgotten, code_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -763,14 +763,6 @@ def test_a_stream_that_is_collected_in_a_cycle() -> None:
             except GeneratorExit:
                 closed_inside.append(held.is_set())
                 raise
-
-    class Forgotten:
-        def __init__(self, response: Any) -> None:
-            self.response = response
-            self.itself = self
-
-        def __del__(self) -> None:
-            self.response.close()
 
     body = Careful(b"one", b"two")
     left = Forgotten(send(connect(Server(body))))

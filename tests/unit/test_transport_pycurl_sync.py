@@ -32,7 +32,7 @@ from connectrpc.errors import ConnectError
 from connectrpc.transports._waiting import Helper
 from connectrpc.transports.pycurl import PycurlTransport
 from connectrpc.transports.pycurl import _sync as module
-from harness import code_of
+from harness import Forgotten, code_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -1445,14 +1445,6 @@ def test_closing_while_the_thread_of_the_upload_has_the_turn(network: Network) -
 @pytest.mark.parametrize("by", ["caller", "upload"])
 def test_a_stream_that_is_collected_inside_a_callback(network: Network, by: str) -> None:
     """Of another call, or in the thread of its own upload: libcurl must not be called from there."""
-
-    class Forgotten:
-        def __init__(self, response: Any) -> None:
-            self.response = response
-            self.itself = self
-
-        def __del__(self) -> None:
-            self.response.close()
 
     def collecting(curl: Handle) -> Script[None]:
         curl.connected()
